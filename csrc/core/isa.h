@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which instruction sets the CPU kernels were compiled for, and which of them this process uses.
+#pragma once
+
+#include <utility>
+
+namespace fastdiff {
+
+enum class Isa : int { baseline, avx2, avx512 };
+
+// A *_cpu.cpp file is compiled once per ISA with -DFASTDIFF_ISA=<enumerator> and defines the
+// explicit specialisation of its kernel for that ISA; everything else in it is in an anonymous namespace.
+#if defined(FASTDIFF_ISA)
+inline constexpr Isa kIsa = Isa::FASTDIFF_ISA;
+#endif
+
+namespace isa {
+
+bool built(Isa which);
+bool supported(Isa which);  // by the CPU that runs this
+Isa detected();             // the best that is built and supported
+Isa used();                 // detected(), or what request() forced
+bool request(Isa which);    // false, and nothing changes, unless built and supported
+const char* name(Isa which);
+
+// Calls Kernel<Isa>::run for the ISA in use.
+template <template <Isa> class Kernel, class... Args>
+void run(Args&&... args) {
+  switch (used()) {
+#if defined(FASTDIFF_ISA_AVX512)
+    case Isa::avx512:
+      return Kernel<Isa::avx512>::run(std::forward<Args>(args)...);
+#endif
+#if defined(FASTDIFF_ISA_AVX2)
+    case Isa::avx2:
+      return Kernel<Isa::avx2>::run(std::forward<Args>(args)...);
+#endif
+    default:
+      return Kernel<Isa::baseline>::run(std::forward<Args>(args)...);
+  }
+}
+
+}  // namespace isa
+}  // namespace fastdiff

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastdiff: hand-written CUDA and C++ kernels for diffusion models in PyTorch.
+
+Operators are ``torch.ops.fastdiff.*``, with thin wrappers of the same names here. Planners turn a noise schedule
+into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs it.
+"""
+
+from fastdiff import _native, planners, schedules
+from fastdiff._native import isa, use_isa
+from fastdiff._version import __version__
+from fastdiff.solver import linear_step
+
+_native.load()
+
+__all__ = ["__version__", "isa", "linear_step", "planners", "schedules", "use_isa"]
