@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    """Two threads, whatever the machine has: what a test proves must not depend on it."""
+    torch.set_num_threads(2)
+
+
+def pytest_report_header() -> list[str]:
+    import fastdiff
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device: cuda tests do not run"
+    return [f"fastdiff {fastdiff.__version__}, ISA {fastdiff.isa()}, torch {torch.__version__}, {device}, {os.cpu_count()} CPUs"]

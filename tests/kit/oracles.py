@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outside oracles for the planners: closed-form flows, analytic models, and solvers in float64 from their papers.
+
+Nothing here imports a planner or a schedule: levels come from numpy tables built from the definitions, the solvers
+are the papers' formulas, one tensor operation after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Level = tuple[float, float]  # alpha, sigma
+
+
+# ---- levels ----------------------------------------------------------------------------------------------------
+
+
+def alphas_cumprod(name: str, steps: int = 1000) -> np.ndarray:
+    """ab_t, float64 [T], of the schedules "linear", "scaled_linear" and "cosine" with diffusers' defaults."""
+    if name == "linear":
+        betas = np.linspace(1e-4, 0.02, steps)
+    elif name == "scaled_linear":
+        betas = np.linspace(1e-4**0.5, 0.02**0.5, steps) ** 2
+    else:
+        u = np.arange(steps + 1) / steps
+        f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    return np.cumprod(1 - betas)
+
+
+def vp_level(ab: np.ndarray, t: float) -> Level:
+    """(alpha, sigma) at timestep t; sigma/alpha is interpolated linearly between timesteps."""
+    ratio = float(np.interp(t, np.arange(len(ab)), np.sqrt((1 - ab) / ab)))
+    return 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)
+
+
+def flow_level(t: float, steps: int = 1000) -> Level:
+    return 1 - t / steps, t / steps
+
+
+# ---- analytic models -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Every element of the data is drawn from sum_j weight_j N(mean_j, std_j^2)."""
+
+    weights: tuple[float, ...] = (1.0,)
+    means: tuple[float, ...] = (0.3,)
+    stds: tuple[float, ...] = (0.5,)
+
+    def denoise(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """E[x0 | x] at this level, in float64 (Wang and Vastola 2023)."""
+        x = x.double()
+        log_r, guesses = [], []
+        for w, m, s in zip(self.weights, self.means, self.stds, strict=True):
+            var = alpha**2 * s**2 + sigma**2
+            log_r.append(math.log(w / math.sqrt(var)) - (x - alpha * m) ** 2 / (2 * var))
+            guesses.append(m + alpha * s**2 / var * (x - alpha * m))
+        return (torch.stack(log_r).softmax(0) * torch.stack(guesses)).sum(0)
+
+    def cdf(self, x: Tensor, level: Level) -> Tensor:
+        alpha, sigma = level
+        parts = zip(self.weights, self.means, self.stds, strict=True)
+        return sum(
+            (w * torch.special.ndtr((x - alpha * m) / math.hypot(alpha * s, sigma)) for w, m, s in parts),
+            torch.zeros((), dtype=torch.float64),
+        )
+
+    def transport(self, x: Tensor, start: Level, end: Level) -> Tensor:
+        """The exact probability flow from one level to another: in one dimension a flow keeps quantiles."""
+        target = self.cdf(x.double(), start)
+        low, high = torch.full_like(target, -100.0), torch.full_like(target, 100.0)
+        for _ in range(70):  # bisection to the last bit of float64
+            middle = (low + high) / 2
+            above = self.cdf(middle, end) > target
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
+
+
+GAUSSIAN = Mixture()
+BIMODAL = Mixture((0.35, 0.65), (-0.8, 0.6), (0.25, 0.4))
+
+
+def predict(kind: str, x: Tensor, x0: Tensor, alpha: float, sigma: float) -> Tensor:
+    """What a model of this prediction type says when it thinks that the data is x0."""
+    eps = (x.double() - alpha * x0) / sigma
+    if kind == "v":  # of the variance-preserving x/s, s = sqrt(alpha^2 + sigma^2)
+        return (alpha * eps - sigma * x0) / math.hypot(alpha, sigma)
+    return {"epsilon": eps, "x0": x0, "flow": eps - x0}[kind]
+
+
+@dataclass(frozen=True)
+class AnalyticModel:
+    """model(x, t), exact in float64, rounded to x's dtype as a network's output is."""
+
+    data: Mixture
+    kind: str
+    level: Callable[[float], Level]
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        alpha, sigma = self.level(float(t))
+        return predict(self.kind, x, self.data.denoise(x, alpha, sigma), alpha, sigma).to(x.dtype)
+
+
+def recover(kind: str, x: Tensor, prediction: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    """(x0, eps) from x and a prediction."""
+    alpha, sigma = level
+    if kind == "epsilon":
+        return (x - sigma * prediction) / alpha, prediction
+    if kind == "x0":
+        return prediction, (x - alpha * prediction) / sigma
+    if kind == "v":
+        s = math.hypot(alpha, sigma)
+        x0, eps = (alpha * x / s - sigma * prediction) / s, (sigma * x / s + alpha * prediction) / s
+        return x0, eps
+    return (x - sigma * prediction) / (alpha + sigma), (x + alpha * prediction) / (alpha + sigma)
+
+
+# ---- solvers from their papers, float64 ------------------------------------------------------------------------
+
+
+def ddim(
+    model: AnalyticModel,
+    x: Tensor,
+    times: Sequence[float],
+    levels: Sequence[tuple[Level, Level]],
+    *,
+    eta: float = 0.0,
+    noise: Sequence[Tensor] = (),
+    clip: float = math.inf,
+) -> Tensor:
+    """Song et al. 2021, equations (12) and (16); levels are the pairs (this step's, the next one's), VP."""
+    x, z = x.double(), iter(noise)
+    for t, ((a, s), (a_next, s_next)) in zip(times, levels, strict=True):
+        x0, eps = recover(model.kind, x, model(x, t), (a, s))
+        std = eta * math.sqrt(s_next**2 / s**2) * math.sqrt(1 - a**2 / a_next**2)
+        x = a_next * x0.clamp(-clip, clip) + math.sqrt(s_next**2 - std**2) * eps
+        if std > 0:
+            x = x + std * next(z).double()
+    return x
+
+
+def dpm_solver_pp_2m(
+    model: AnalyticModel,
+    x: Tensor,
+    times: Sequence[float],
+    levels: Sequence[Level],
+    *,
+    heun: bool,
+    first_last: bool,
+) -> Tensor:
+    """Lu et al. 2022, algorithm 2 (midpoint) and the Taylor form; levels [S + 1]."""
+    x, old = x.double(), torch.zeros(())
+    lam = [math.inf if s == 0 else -math.inf if a == 0 else math.log(a / s) for a, s in levels]
+    for i, t in enumerate(times):
+        (_, s), (a_next, s_next) = levels[i], levels[i + 1]
+        h = lam[i + 1] - lam[i]
+        x0, _ = recover(model.kind, x, model(x, t), levels[i])
+        x = s_next / s * x - a_next * math.expm1(-h) * x0
+        if i > 0 and not (first_last and i == len(times) - 1) and h > 0:
+            d = (x0 - old) / ((lam[i] - lam[i - 1]) / h)
+            x = x + (a_next * (math.expm1(-h) / h + 1) if heun else -a_next * math.expm1(-h) / 2) * d
+        old = x0
+    return x
+
+
+def flow_euler(model: AnalyticModel, x: Tensor, times: Sequence[float], sigmas: Sequence[float]) -> Tensor:
+    """dx/dsigma = v."""
+    x = x.double()
+    for i, t in enumerate(times):
+        x = x + (sigmas[i + 1] - sigmas[i]) * model(x, t)
+    return x
+
+
+def karras_euler(model: AnalyticModel, x: Tensor, times: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """Karras et al. 2022, equation (1) with s(t) = 1, by Euler; x and result are in the VE variable."""
+    x = x.double()
+    for i, t in enumerate(times):
+        alpha = 1 / math.hypot(1, ratios[i])
+        level = (alpha, alpha * ratios[i])
+        _, eps = recover(model.kind, alpha * x, model(alpha * x, t), level)
+        x = x + (ratios[i + 1] - ratios[i]) * eps
+    return x
+
+
+# ---- a plan's program, float64 ---------------------------------------------------------------------------------
+
+
+def execute(
+    plan: Any, model: Callable[[Tensor, int], Any], x: Tensor, noise: Sequence[Tensor] = ()
+) -> Tensor:
+    """Run plan.table as its definition reads; model(x, i) gets the step's index, noise is one tensor per noisy step."""
+    state: dict[str, Tensor] = {name: torch.full_like(x, math.nan).double() for name in plan.inputs}
+    state["x"] = x.double()
+    z = iter(noise)
+    for i, rows in enumerate(plan.table.tolist()):
+        prediction = model(state["x"], i)
+        pair = prediction if isinstance(prediction, tuple) else (prediction,)
+        values = state | dict(
+            zip([n for n in plan.inputs if n in ("prediction", "uncond", "cond")], pair, strict=True)
+        )
+        values["z"] = _noise(z, x) if plan.noisy[i] else torch.full_like(x, math.nan)
+        for name, (*weights, low, high) in zip(plan.rows, rows, strict=True):
+            columns = [*plan.inputs, *plan.rows, "z"]
+            terms = [w * values[c].double() for w, c in zip(weights, columns, strict=True) if w]
+            values[name] = sum(terms, torch.zeros((), dtype=torch.float64)).clamp(low, high)
+        state |= {slot: values[source] for slot, source in plan.carry.items()}
+    return state["x"]
+
+
+def _noise(z: Iterator[Tensor], like: Tensor) -> Tensor:
+    return next(z).to(like.device, torch.float64)
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """||value - reference|| / ||reference||, in float64."""
+    reference = reference.double()
+    return float((value.double() - reference).norm() / reference.norm())
+
+
+def measured_order(steps: Sequence[int], errors: Sequence[float]) -> float:
+    """Slope of -ln(error) against ln(steps), least squares."""
+    return float(-np.polyfit(np.log(steps), np.log(errors), 1)[0])

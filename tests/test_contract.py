@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every operator promises, for every operator and every case it lists. Nothing here names an operator."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fastdiff._case import Case
+from torch import Tensor
+
+from tests.kit.backends import backends, run
+from tests.kit.compare import assert_close, assert_same_bits
+from tests.kit.ops import CASES, OPS, Op, case_id
+from tests.kit.trees import Canary, at_offset, map_tensors, tensors_of, with_gaps
+
+each_case = pytest.mark.parametrize(("op", "case"), CASES, ids=case_id)
+each_op = pytest.mark.parametrize("op", OPS, ids=case_id)
+CPU_BACKENDS = [name for name in backends() if name.startswith("cpu")]
+
+
+@functools.cache
+def reference(op: Op, name: str) -> tuple[Tensor, ...]:
+    return op.reference(_case(op, name))
+
+
+@functools.cache
+def plain(op: Op, name: str) -> tuple[Tensor, ...]:
+    """The result on the CPU as the user gets it."""
+    case = _case(op, name)
+    return tuple(op.function(*case.args, **case.kwargs))
+
+
+def _case(op: Op, name: str) -> Case:
+    return next(case for o, case in CASES if o is op and case.name == name)
+
+
+def largest(case: Case) -> float:
+    """Magnitude of the numbers that enter, for the error bound."""
+    finite = [t.double().nan_to_num(0, 0, 0).abs().max() for t in tensors_of(case.args) if t.numel() and not t.is_complex()]
+    return max(1.0, *(float(m) for m in finite)) if finite else 4.0
+
+
+# ---- values ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", backends())
+@each_case
+def test_equals_the_reference(op: Op, case: Case, backend: str) -> None:
+    got = run(op, case, backend)
+    for n, (g, w) in enumerate(zip(got, reference(op, case.name), strict=True)):
+        assert_close(g, w, scale=largest(case) ** 2 * 8, terms=16, what=f"{op} {case} on {backend}, result {n}")
+
+
+@pytest.mark.parametrize("backend", [b for b in backends() if b != "cuda"])
+@each_case
+def test_every_backend_gives_the_same_bits(op: Op, case: Case, backend: str) -> None:
+    assert_same_bits(run(op, case, backend), plain(op, case.name), f"{op} {case}: {backend} against the CPU's best")
+
+
+@pytest.mark.skipif("cuda" not in backends(), reason="no CUDA device in this machine (torch.cuda.is_available())")
+@each_case
+def test_cuda_gives_the_same_bits(op: Op, case: Case) -> None:
+    assert_same_bits(run(op, case, "cuda"), plain(op, case.name), f"{op} {case}: cuda against the CPU")
+
+
+@each_case
+def test_is_deterministic_for_any_thread_count(op: Op, case: Case) -> None:
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        assert_same_bits(op.function(*case.args, **case.kwargs), plain(op, case.name), f"{op} {case}, {threads} threads")
+
+
+@each_case
+def test_leaves_its_inputs_alone(op: Op, case: Case) -> None:
+    before = map_tensors((case.args, case.kwargs), torch.clone)
+    op.function(*case.args, **case.kwargs)
+    assert_same_bits(list(tensors_of((case.args, case.kwargs))), list(tensors_of(before)), f"{op} {case}: an input changed")
+
+
+# ---- layouts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("elements", [1, 2, 3, 5, 7, 8, 13, 15])
+@each_case
+def test_any_storage_offset(op: Op, case: Case, elements: int) -> None:
+    args, kwargs = map_tensors((case.args, case.kwargs), lambda t: at_offset(t, elements))
+    assert_same_bits(op.function(*args, **kwargs), plain(op, case.name), f"{op} {case} at storage offset {elements}")
+
+
+def transposed(t: Tensor) -> Tensor:
+    """The same values with the memory order of the dimensions reversed."""
+    order = list(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order) if order else t.clone()
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gaps": with_gaps,
+    "contiguous": lambda t: t.clone(memory_format=torch.contiguous_format),
+    "reversed": transposed,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_case
+def test_any_layout(op: Op, case: Case, layout: str) -> None:
+    # rng stays: its pair is one value, not a tensor with a layout
+    keep = {name: value for name, value in case.kwargs.items() if name == "rng"}
+    args, kwargs = map_tensors((case.args, case.kwargs), LAYOUTS[layout])
+    got = op.function(*args, **(kwargs | keep))
+    assert_same_bits(got, plain(op, case.name), f"{op} {case}, {layout}")
+
+
+@each_case
+def test_outputs_keep_the_layout_of_the_first_input(op: Op, case: Case) -> None:
+    first = next(tensors_of(case.args))
+    for result in plain(op, case.name):
+        if result.shape == first.shape:
+            assert result.stride() == torch.empty_like(first).stride(), f"{op} {case}"
+
+
+# ---- outputs ---------------------------------------------------------------------------------------------------
+
+
+@each_case
+def test_out_writes_its_elements_and_nothing_else(op: Op, case: Case) -> None:
+    for layout in (lambda t: t, with_gaps, transposed):
+        canaries = [Canary(layout(t)) for t in plain(op, case.name)]
+        op.function(*case.args, **case.kwargs, out=[c.tensor for c in canaries])
+        assert_same_bits([c.tensor for c in canaries], plain(op, case.name), f"{op} {case}, out=")
+        assert all(c.is_alive() for c in canaries), f"{op} {case}: wrote outside an output"
+
+
+@each_case
+def test_out_may_be_an_input(op: Op, case: Case) -> None:
+    args, kwargs = map_tensors((case.args, case.kwargs), torch.clone)
+    candidates = list(tensors_of(args[0]))
+    out = []
+    for result in plain(op, case.name):
+        fit = (t for t in candidates if t.shape == result.shape and t.dtype == result.dtype)
+        chosen = next(fit, None)
+        candidates = [t for t in candidates if t is not chosen]
+        out.append(torch.empty_like(result) if chosen is None else chosen)
+    op.function(*args, **kwargs, out=out)
+    assert_same_bits(out, plain(op, case.name), f"{op} {case}, in place")
+
+
+# ---- torch -----------------------------------------------------------------------------------------------------
+
+
+def raw_arguments(op: Op, case: Case) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that the public function hands to the operator itself."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    class Spy(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is op.raw():
+                seen.append((args, kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    with Spy():
+        op.function(*case.args, **case.kwargs)
+    return seen[0]
+
+
+def finite_arguments(op: Op, case: Case) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Without NaN in the inputs: opcheck compares two runs with an equality that NaN fails."""
+    args, kwargs = raw_arguments(op, case)
+    return (map_tensors(args[0], lambda t: t if t.is_complex() else t.nan_to_num(0.5)), *args[1:]), kwargs
+
+
+@each_case
+def test_opcheck(op: Op, case: Case) -> None:
+    args, kwargs = finite_arguments(op, case)
+    torch.library.opcheck(op.raw(), args, kwargs)
+
+
+@each_case
+def test_opcheck_of_the_out_variant(op: Op, case: Case) -> None:
+    args, kwargs = finite_arguments(op, case)
+    out = [torch.zeros_like(t) for t in plain(op, case.name)]
+    torch.library.opcheck(op.raw("out"), args, kwargs | {"out": out})
+
+
+@each_case
+def test_compiles_without_graph_breaks(op: Op, case: Case) -> None:
+    compiled = torch.compile(lambda *a, **k: op.function(*a, **k), backend="aot_eager", fullgraph=True)
+    assert_same_bits(compiled(*case.args, **case.kwargs), plain(op, case.name), f"{op} {case} compiled")
+    torch._dynamo.reset()
+
+
+@each_op
+def test_exports(op: Op) -> None:
+    case = op.cases()[0]
+
+    class Module(torch.nn.Module):
+        def forward(self, *args: Any) -> Any:
+            return op.function(*args, **case.kwargs)
+
+    program = torch.export.export(Module(), case.args)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    got = torch.export.load(file).module()(*case.args)
+    assert_same_bits(got, plain(op, case.name), f"{op} exported")
+
+
+DIFFERENTIABLE = [(op, case) for op, case in CASES if not any(t.is_complex() for t in tensors_of(case.args))]
+
+
+# NOTE: kernels have no complex128, which finite differences need; complex64 gradients are in the ops' own tests.
+@pytest.mark.parametrize(("op", "case"), DIFFERENTIABLE, ids=case_id)
+def test_gradients(op: Op, case: Case) -> None:
+    """Against finite differences in float64, first and second order."""
+    first, *rest = case.args
+    leaves = [t.double().nan_to_num(0.5, 0.5, 0.5).requires_grad_() for t in first]
+    kwargs = dict(case.kwargs)
+    if "dtypes" in kwargs:
+        kwargs["dtypes"] = [None if dtype is None else torch.float64 for dtype in kwargs["dtypes"]]
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return op.function(list(inputs), *rest, **kwargs)
+
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True, atol=1e-6)
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True, atol=1e-6)
+
+
+@each_case
+def test_no_memory_is_lost(op: Op, case: Case) -> None:
+    """A tensor that a call keeps alive shows as a growing count."""
+
+    def count() -> int:
+        gc.collect()
+        return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+    for _ in range(2):
+        op.function(*case.args, **case.kwargs)
+    before = count()
+    for _ in range(3):
+        op.function(*case.args, **case.kwargs)
+    assert count() <= before
