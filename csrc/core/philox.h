@@ -64,7 +64,7 @@ FASTDIFF_HD F log_of_unit(F u) {
   return fma_(float_from_signed(exponent), splat<F>(kLn2), log_m);
 }
 
-// One word in [0, 2^32) -> a float in (0, 1], correctly rounded once in (w + 1/2) 2^-32
+// One word w in [0, 2^32) -> (fl(w) + 1/2) 2^-32 in (0, 1], in float; so the radius is at most 6.76
 template <class U>
 FASTDIFF_HD typename FloatOf<U>::type unit_from_word(U w) {
   using F = typename FloatOf<U>::type;
