@@ -16,5 +16,8 @@ def _few_threads() -> None:
 def pytest_report_header() -> list[str]:
     import fastdiff
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device: cuda tests do not run"
-    return [f"fastdiff {fastdiff.__version__}, ISA {fastdiff.isa()}, torch {torch.__version__}, {device}, {os.cpu_count()} CPUs"]
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device: cuda tests do not run"
+    )
+    versions = f"fastdiff {fastdiff.__version__}, torch {torch.__version__}"
+    return [f"{versions}, ISA {fastdiff.isa()}, {os.cpu_count()} CPUs, {device}"]

@@ -42,7 +42,11 @@ def _case(op: Op, name: str) -> Case:
 
 def largest(case: Case) -> float:
     """Magnitude of the numbers that enter, for the error bound."""
-    finite = [t.double().nan_to_num(0, 0, 0).abs().max() for t in tensors_of(case.args) if t.numel() and not t.is_complex()]
+    finite = [
+        t.double().nan_to_num(0, 0, 0).abs().max()
+        for t in tensors_of(case.args)
+        if t.numel() and not t.is_complex()
+    ]
     return max(1.0, *(float(m) for m in finite)) if finite else 4.0
 
 
@@ -54,16 +58,22 @@ def largest(case: Case) -> float:
 def test_equals_the_reference(op: Op, case: Case, backend: str) -> None:
     got = run(op, case, backend)
     for n, (g, w) in enumerate(zip(got, reference(op, case.name), strict=True)):
-        assert_close(g, w, scale=largest(case) ** 2 * 8, terms=16, what=f"{op} {case} on {backend}, result {n}")
+        assert_close(
+            g, w, scale=largest(case) ** 2 * 8, terms=16, what=f"{op} {case} on {backend}, result {n}"
+        )
 
 
 @pytest.mark.parametrize("backend", [b for b in backends() if b != "cuda"])
 @each_case
 def test_every_backend_gives_the_same_bits(op: Op, case: Case, backend: str) -> None:
-    assert_same_bits(run(op, case, backend), plain(op, case.name), f"{op} {case}: {backend} against the CPU's best")
+    assert_same_bits(
+        run(op, case, backend), plain(op, case.name), f"{op} {case}: {backend} against the CPU's best"
+    )
 
 
-@pytest.mark.skipif("cuda" not in backends(), reason="no CUDA device in this machine (torch.cuda.is_available())")
+@pytest.mark.skipif(
+    "cuda" not in backends(), reason="no CUDA device in this machine (torch.cuda.is_available())"
+)
 @each_case
 def test_cuda_gives_the_same_bits(op: Op, case: Case) -> None:
     assert_same_bits(run(op, case, "cuda"), plain(op, case.name), f"{op} {case}: cuda against the CPU")
@@ -73,14 +83,18 @@ def test_cuda_gives_the_same_bits(op: Op, case: Case) -> None:
 def test_is_deterministic_for_any_thread_count(op: Op, case: Case) -> None:
     for threads in (1, 2, 3, 2):
         torch.set_num_threads(threads)
-        assert_same_bits(op.function(*case.args, **case.kwargs), plain(op, case.name), f"{op} {case}, {threads} threads")
+        assert_same_bits(
+            op.function(*case.args, **case.kwargs), plain(op, case.name), f"{op} {case}, {threads} threads"
+        )
 
 
 @each_case
 def test_leaves_its_inputs_alone(op: Op, case: Case) -> None:
     before = map_tensors((case.args, case.kwargs), torch.clone)
     op.function(*case.args, **case.kwargs)
-    assert_same_bits(list(tensors_of((case.args, case.kwargs))), list(tensors_of(before)), f"{op} {case}: an input changed")
+    assert_same_bits(
+        list(tensors_of((case.args, case.kwargs))), list(tensors_of(before)), f"{op} {case}: an input changed"
+    )
 
 
 # ---- layouts ---------------------------------------------------------------------------------------------------
@@ -90,7 +104,9 @@ def test_leaves_its_inputs_alone(op: Op, case: Case) -> None:
 @each_case
 def test_any_storage_offset(op: Op, case: Case, elements: int) -> None:
     args, kwargs = map_tensors((case.args, case.kwargs), lambda t: at_offset(t, elements))
-    assert_same_bits(op.function(*args, **kwargs), plain(op, case.name), f"{op} {case} at storage offset {elements}")
+    assert_same_bits(
+        op.function(*args, **kwargs), plain(op, case.name), f"{op} {case} at storage offset {elements}"
+    )
 
 
 def transposed(t: Tensor) -> Tensor:

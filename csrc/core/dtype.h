@@ -16,7 +16,8 @@ namespace fastdiff {
 enum class DType : int8_t { f32, f16, bf16, f64, c64, u8, b8, i64 };
 
 constexpr const char* name(DType t) {
-  constexpr const char* names[] = {"float32", "float16", "bfloat16", "float64", "complex64", "uint8", "bool", "int64"};
+  constexpr const char* names[] = {"float32",   "float16", "bfloat16", "float64",
+                                   "complex64", "uint8",   "bool",     "int64"};
   return names[static_cast<int>(t)];
 }
 
@@ -79,7 +80,8 @@ FASTDIFF_HD bfloat16_t to_bfloat16(float x) {
 FASTDIFF_HD float widen(half_t x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t rest = x.bits & 0x7fffu;
-  if (rest >= 0x7c00u) return bits_as<float>(sign | 0x7f800000u | (rest << 13) | (rest > 0x7c00u ? 0x400000u : 0u));
+  if (rest >= 0x7c00u)
+    return bits_as<float>(sign | 0x7f800000u | (rest << 13) | (rest > 0x7c00u ? 0x400000u : 0u));
   // 2^112 re-biases the exponent; the product is exact and also normalises the subnormals of binary16.
   const float magnitude = bits_as<float>(rest << 13) * bits_as<float>(0x77800000u);
   return bits_as<float>(sign | bits_as<uint32_t>(magnitude));
@@ -97,7 +99,8 @@ FASTDIFF_HD half_t to_half(float x) {
     return {static_cast<uint16_t>(sign | (bits_as<uint32_t>(shifted) - 0x3f000000u))};
   }
   const uint32_t rounded = magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u);
-  return {static_cast<uint16_t>(sign | (rounded >> 13))};  // a carry out of the mantissa reaches infinity by itself
+  return {static_cast<uint16_t>(sign |
+                                (rounded >> 13))};  // a carry out of the mantissa reaches infinity by itself
 }
 
 }  // namespace

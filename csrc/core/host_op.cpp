@@ -9,7 +9,7 @@ namespace {
 constexpr struct {
   DType dtype;
   int32_t code;  // c10::ScalarType
-} kCodes[] = {{DType::f32, 6},  {DType::f16, 5}, {DType::bf16, 15}, {DType::f64, 7},
+} kCodes[] = {{DType::f32, 6}, {DType::f16, 5}, {DType::bf16, 15}, {DType::f64, 7},
               {DType::c64, 9}, {DType::u8, 0},  {DType::b8, 11},   {DType::i64, 4}};
 
 // libtorch_cuda.so is there only in a CUDA build of torch; a library that named its symbols could not be
@@ -55,7 +55,9 @@ TensorView view_of(const char* op, const Argument& argument, const Tensor& tenso
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
   const std::optional<DType> dtype = dtype_from_code(code);
   if (!dtype)
-    refuse(op, argument, " must be float32, float16, bfloat16, float64, complex64, uint8, bool or int64, got ScalarType ", code);
+    refuse(op, argument,
+           " must be float32, float16, bfloat16, float64, complex64, uint8, bool or int64, got ScalarType ",
+           code);
   if (rank > kMaxRank) refuse(op, argument, " must have at most ", kMaxRank, " dimensions, got ", rank);
   const bool cpu = device_type == aoti_torch_device_type_cpu();
   if (!cpu && device_type != aoti_torch_device_type_cuda())
@@ -95,8 +97,8 @@ Tensor empty_output(const TensorView& like, int rank, const int64_t* sizes, DTyp
   const bool cpu = like.device.type == DeviceType::cpu;
   const int32_t device_type = cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda();
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes, strides, code_from_dtype(dtype), device_type,
-                                                         like.device.index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes, strides, code_from_dtype(dtype),
+                                                         device_type, like.device.index, &handle));
   return Tensor(handle);
 }
 

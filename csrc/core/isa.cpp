@@ -28,7 +28,8 @@ bool built(Isa which) {
 bool supported(Isa which) {
 #if defined(__x86_64__)
   // __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (which == Isa::avx2) return avx2;
   if (which == Isa::avx512)
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

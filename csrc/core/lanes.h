@@ -244,7 +244,9 @@ struct Lanes<float> {
   static U iota() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
   static U load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
   static V load(const float* p) { return _mm512_loadu_ps(p); }
-  static V load(const half_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static V load(const half_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static V load(const bfloat16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -255,6 +257,20 @@ struct Lanes<float> {
   static void stream(half_t* p, V v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), halves(v)); }
   static void store(bfloat16_t* p, V v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bfloats(v)); }
   static void stream(bfloat16_t* p, V v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bfloats(v)); }
+  // p[4 l + j] = v[j] of lane l
+  static void store_interleaved(float* p, const V v[4]) {
+    const V low01 = _mm512_unpacklo_ps(v[0], v[1]), low23 = _mm512_unpacklo_ps(v[2], v[3]);
+    const V high01 = _mm512_unpackhi_ps(v[0], v[1]), high23 = _mm512_unpackhi_ps(v[2], v[3]);
+    // Lanes 0 4 8 12, 1 5 9 13, 2 6 10 14 and 3 7 11 15, whole; then a transpose of 128-bit quarters.
+    const V a = _mm512_shuffle_ps(low01, low23, 0x44), b = _mm512_shuffle_ps(low01, low23, 0xee);
+    const V c = _mm512_shuffle_ps(high01, high23, 0x44), d = _mm512_shuffle_ps(high01, high23, 0xee);
+    const V ab02 = _mm512_shuffle_f32x4(a, b, 0x88), ab13 = _mm512_shuffle_f32x4(a, b, 0xdd);
+    const V cd02 = _mm512_shuffle_f32x4(c, d, 0x88), cd13 = _mm512_shuffle_f32x4(c, d, 0xdd);
+    store(p, _mm512_shuffle_f32x4(ab02, cd02, 0x88));
+    store(p + 16, _mm512_shuffle_f32x4(ab13, cd13, 0x88));
+    store(p + 32, _mm512_shuffle_f32x4(ab02, cd02, 0xdd));
+    store(p + 48, _mm512_shuffle_f32x4(ab13, cd13, 0xdd));
+  }
 
  private:
   static __m256i halves(V v) {
@@ -267,7 +283,8 @@ struct Lanes<float> {
   static __m256i bfloats(V v) {
     const __m512i u = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __m512i rounded =
+        _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(is_nan, rounded, _mm512_set1_epi32(0x7fc0)));
   }
@@ -383,7 +400,9 @@ struct Lanes<float> {
   static U iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
   static U load_words(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static V load(const float* p) { return _mm256_loadu_ps(p); }
-  static V load(const half_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static V load(const half_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static V load(const bfloat16_t* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -394,6 +413,18 @@ struct Lanes<float> {
   static void stream(half_t* p, V v) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), halves(v)); }
   static void store(bfloat16_t* p, V v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bfloats(v)); }
   static void stream(bfloat16_t* p, V v) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), bfloats(v)); }
+  // p[4 l + j] = v[j] of lane l
+  static void store_interleaved(float* p, const V v[4]) {
+    const V low01 = _mm256_unpacklo_ps(v[0], v[1]), low23 = _mm256_unpacklo_ps(v[2], v[3]);
+    const V high01 = _mm256_unpackhi_ps(v[0], v[1]), high23 = _mm256_unpackhi_ps(v[2], v[3]);
+    // Lanes 0 4, 1 5, 2 6 and 3 7, whole
+    const V a = _mm256_shuffle_ps(low01, low23, 0x44), b = _mm256_shuffle_ps(low01, low23, 0xee);
+    const V c = _mm256_shuffle_ps(high01, high23, 0x44), d = _mm256_shuffle_ps(high01, high23, 0xee);
+    store(p, _mm256_permute2f128_ps(a, b, 0x20));
+    store(p + 8, _mm256_permute2f128_ps(c, d, 0x20));
+    store(p + 16, _mm256_permute2f128_ps(a, b, 0x31));
+    store(p + 24, _mm256_permute2f128_ps(c, d, 0x31));
+  }
 
  private:
   static __m128i narrow(__m256i words) {  // the low 16 bits of each word, in order
@@ -402,14 +433,16 @@ struct Lanes<float> {
   }
   static __m128i halves(V v) {
     const __m128i rounded = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m128i is_nan = narrow(_mm256_srli_epi32(_mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)), 16));
+    const __m128i is_nan =
+        narrow(_mm256_srli_epi32(_mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)), 16));
     const __m128i sign = _mm_and_si128(rounded, _mm_set1_epi16(static_cast<short>(0x8000)));
     return _mm_blendv_epi8(rounded, _mm_or_si128(sign, _mm_set1_epi16(0x7e00)), is_nan);
   }
   static __m128i bfloats(V v) {
     const __m256i u = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
     const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     return narrow(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan));
   }
@@ -441,6 +474,9 @@ struct Lanes<float> {
   static void store(float* p, V v) { *p = v; }
   static void store(half_t* p, V v) { *p = to_half(v); }
   static void store(bfloat16_t* p, V v) { *p = to_bfloat16(v); }
+  static void store_interleaved(float* p, const V v[4]) {
+    for (int j = 0; j < 4; ++j) p[j] = v[j];
+  }
   template <class S>
   static void stream(S* p, V v) {
     store(p, v);

@@ -49,7 +49,7 @@ FASTDIFF_HD Words4<U> philox(U block_low, U block_high, NoiseKey key) {
 template <class F>
 FASTDIFF_HD F log_of_unit(F u) {
   using U = typename WordOf<F>::type;
-  constexpr float kP[] = {0.33333316f,  -0.25000796f, 0.20002282f, -0.16624969f,
+  constexpr float kP[] = {0.33333316f, -0.25000796f, 0.20002282f, -0.16624969f,
                           0.14181425f, -0.1312531f,  0.12879173f, -0.078653775f};
   constexpr float kLn2 = 0.69314718f;
   const U bits = as_bits(u);
@@ -97,7 +97,8 @@ FASTDIFF_HD CosSin<typename FloatOf<U>::type> cos_sin_of_word(U w) {
   const U both = and_(xor_(as_bits(sine), as_bits(cosine)), swap);
   const U sine_sign = shift_left<30>(and_(quadrant, splat<U>(2u)));
   const U cosine_sign = shift_left<30>(and_(add(quadrant, splat<U>(1u)), splat<U>(2u)));
-  return {as_float(xor_(xor_(as_bits(cosine), both), cosine_sign)), as_float(xor_(xor_(as_bits(sine), both), sine_sign))};
+  return {as_float(xor_(xor_(as_bits(cosine), both), cosine_sign)),
+          as_float(xor_(xor_(as_bits(sine), both), sine_sign))};
 }
 
 template <class U>

@@ -49,7 +49,9 @@ struct Argument {
   const char* name;
   int64_t element;
   Argument(const char* argument, int64_t index = -1) : name(argument), element(index) {}
-  std::string text() const { return element < 0 ? name : std::string(name).append("[").append(std::to_string(element)) + "]"; }
+  std::string text() const {
+    return element < 0 ? name : std::string(name).append("[").append(std::to_string(element)) + "]";
+  }
 };
 
 // Every refusal reads "fastdiff::<op>: <argument> <what is expected>, got <what came>".

@@ -39,7 +39,9 @@ def define(schema: str, fake: Callable[..., Any], *, tags: tuple[torch.Tag, ...]
 def load() -> None:
     """Load the kernels, once. Raises ImportError naming the missing file and the way to build it."""
     if not LIBRARY_PATH.exists():
-        raise ImportError(f"fastdiff: {LIBRARY_PATH.name} is not beside {__file__}; build it with `pip install .`")
+        raise ImportError(
+            f"fastdiff: {LIBRARY_PATH.name} is not beside {__file__}; build it with `pip install .`"
+        )
     torch.ops.load_library(str(LIBRARY_PATH))
     wanted = os.environ.get(ISA_VARIABLE)
     if wanted:
@@ -61,6 +63,10 @@ def use_isa(name: str) -> None:
         ValueError: the name is unknown, the ISA was not built, or this CPU lacks it.
     """
     answer = ctypes.CDLL(str(LIBRARY_PATH)).fastdiff_isa_request(name.encode())
-    reasons = {1: "is not one of baseline, avx2, avx512", 2: "was not built into this library", 3: "is not supported by this CPU"}
+    reasons = {
+        1: "is not one of baseline, avx2, avx512",
+        2: "was not built into this library",
+        3: "is not supported by this CPU",
+    }
     if answer:
         raise ValueError(f"fastdiff: instruction set {name!r} ({ISA_VARIABLE}) {reasons[answer]}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise of the kernels in plain numpy: Philox4x32-10 in integers, Box-Muller in float64. For references and tests."""
+"""The noise of the kernels in plain numpy, for references and tests: Philox4x32-10, Box-Muller in float64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:
     k0, k1 = np.uint64(key[0]), np.uint64(key[1])
     for _ in range(rounds):
         p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = (p1 >> np.uint64(32)) ^ c1 ^ k0, p1 & MASK, (p0 >> np.uint64(32)) ^ c3 ^ k1, p0 & MASK
+        c0, c1, c2, c3 = (
+            (p1 >> np.uint64(32)) ^ c1 ^ k0,
+            p1 & MASK,
+            (p0 >> np.uint64(32)) ^ c3 ^ k1,
+            p0 & MASK,
+        )
         k0, k1 = (k0 + np.uint64(0x9E3779B9)) & MASK, (k1 + np.uint64(0xBB67AE85)) & MASK
     return np.stack([c0, c1, c2, c3])
 
@@ -34,7 +39,9 @@ def normals(seed: int, offset: int, count: int) -> NDArray[np.float64]:
     """
     blocks = np.arange((count + 3) // 4, dtype=np.uint64)
     low, high = np.uint64(offset % 2**32), np.uint64((offset % 2**64) >> 32)
-    counter = np.stack([blocks & MASK, blocks >> np.uint64(32), np.full_like(blocks, low), np.full_like(blocks, high)])
+    counter = np.stack(
+        [blocks & MASK, blocks >> np.uint64(32), np.full_like(blocks, low), np.full_like(blocks, high)]
+    )
     words = philox4x32(counter, (seed % 2**32, (seed % 2**64) >> 32)).astype(np.float64)
     pairs = []
     for radius_word, angle_word in ((words[0], words[1]), (words[2], words[3])):
@@ -58,7 +65,9 @@ def noise(shape: Sequence[int], rng: Tensor, *, step: int = 0, complex_parts: bo
     if rng.dim() == 1:
         z = normals(int(rng[0]), int(rng[1]) + step, count)
     else:
-        z = np.concatenate([normals(int(seed), int(offset) + step, count // shape[0]) for seed, offset in rng])
+        z = np.concatenate(
+            [normals(int(seed), int(offset) + step, count // shape[0]) for seed, offset in rng]
+        )
     flat = torch.from_numpy(z)
     if not complex_parts:
         return flat.reshape(tuple(shape))

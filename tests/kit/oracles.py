@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outside oracles for the planners: closed-form flows, analytic models, and solvers in float64 from their papers.
+"""Outside oracles for the planners: closed-form flows, analytic models, the papers' solvers in float64.
 
-Nothing here imports a planner or a schedule: levels come from numpy tables built from the definitions, the solvers
-are the papers' formulas, one tensor operation after the other.
+Nothing here imports a planner or a schedule: levels come from numpy tables built from the definitions, the
+solvers are the papers' formulas, one tensor operation after the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 Level = tuple[float, float]  # alpha, sigma
 
 
-# ---- levels ----------------------------------------------------------------------------------------------------
+# ---- levels ------------------------------------------------------------------------------------------------
 
 
 def alphas_cumprod(name: str, steps: int = 1000) -> np.ndarray:
@@ -45,7 +45,7 @@ def flow_level(t: float, steps: int = 1000) -> Level:
     return 1 - t / steps, t / steps
 
 
-# ---- analytic models -------------------------------------------------------------------------------------------
+# ---- analytic models ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def recover(kind: str, x: Tensor, prediction: Tensor, level: Level) -> tuple[Ten
     return (x - sigma * prediction) / (alpha + sigma), (x + alpha * prediction) / (alpha + sigma)
 
 
-# ---- solvers from their papers, float64 ------------------------------------------------------------------------
+# ---- solvers from their papers, float64 --------------------------------------------------------------------
 
 
 def ddim(
@@ -191,22 +191,21 @@ def karras_euler(model: AnalyticModel, x: Tensor, times: Sequence[float], ratios
     return x
 
 
-# ---- a plan's program, float64 ---------------------------------------------------------------------------------
+# ---- a plan's program, float64 -----------------------------------------------------------------------------
 
 
 def execute(
     plan: Any, model: Callable[[Tensor, int], Any], x: Tensor, noise: Sequence[Tensor] = ()
 ) -> Tensor:
-    """Run plan.table as its definition reads; model(x, i) gets the step's index, noise is one tensor per noisy step."""
+    """Run plan.table as its definition reads; model(x, i) gets the index, noise is for the noisy steps."""
     state: dict[str, Tensor] = {name: torch.full_like(x, math.nan).double() for name in plan.inputs}
     state["x"] = x.double()
     z = iter(noise)
     for i, rows in enumerate(plan.table.tolist()):
         prediction = model(state["x"], i)
         pair = prediction if isinstance(prediction, tuple) else (prediction,)
-        values = state | dict(
-            zip([n for n in plan.inputs if n in ("prediction", "uncond", "cond")], pair, strict=True)
-        )
+        slots = [name for name in plan.inputs if name in ("prediction", "uncond", "cond")]
+        values = state | dict(zip(slots, pair, strict=True))
         values["z"] = _noise(z, x) if plan.noisy[i] else torch.full_like(x, math.nan)
         for name, (*weights, low, high) in zip(plan.rows, rows, strict=True):
             columns = [*plan.inputs, *plan.rows, "z"]

@@ -41,7 +41,11 @@ def at_offset(x: Tensor, elements: int) -> Tensor:
         return x
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     room = torch.empty(elements + span, dtype=x.dtype, device=x.device)
-    return room.as_strided(x.shape, x.stride(), elements).copy_(x) if _distinct(x) else _shared(x, room, elements)
+    return (
+        room.as_strided(x.shape, x.stride(), elements).copy_(x)
+        if _distinct(x)
+        else _shared(x, room, elements)
+    )
 
 
 def _distinct(x: Tensor) -> bool:
@@ -71,10 +75,18 @@ class Canary:
 
     def __init__(self, x: Tensor) -> None:
         size = x.element_size()
-        span = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-        self._bytes = torch.full((2 * self.MARGIN + span * size,), SENTINEL, dtype=torch.uint8, device=x.device)
+        span = (
+            1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+            if x.numel()
+            else 0
+        )
+        self._bytes = torch.full(
+            (2 * self.MARGIN + span * size,), SENTINEL, dtype=torch.uint8, device=x.device
+        )
         inner = self._bytes[self.MARGIN : self.MARGIN + span * size].view(x.dtype)
-        self.tensor = inner.as_strided(x.shape, x.stride(), inner.storage_offset()) if span else torch.empty_like(x)
+        self.tensor = (
+            inner.as_strided(x.shape, x.stride(), inner.storage_offset()) if span else torch.empty_like(x)
+        )
         self._owned = torch.zeros_like(self._bytes, dtype=torch.bool)
         if span:
             flags = torch.zeros(span, dtype=torch.bool, device=x.device)

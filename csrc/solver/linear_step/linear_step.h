@@ -17,15 +17,15 @@ namespace fastdiff::linear_step {
 
 inline constexpr int kMaxInputs = 40;
 inline constexpr int kMaxRows = 4;
-inline constexpr int kMaxDims = 6;  // after merging; any two dimensions that all operands walk alike merge
+inline constexpr int kMaxDims = 6;  // after merging
 inline constexpr int kMaxColumns = kMaxInputs + kMaxRows + 3;
 
 // What a caller hands to the front desk. Absent tensors have data == nullptr and rank 0: see present().
 struct Arguments {
-  std::span<const TensorView> inputs;  // K x [B|1, *sample]
-  TensorView table;                    // [S?, B?, M, K+M+3], S if step is given, B for per-sample tables
-  const TensorView* step = nullptr;    // [] or [1], int64
-  const TensorView* rng = nullptr;     // [2] or [B, 2], int64: seed, offset
+  std::span<const TensorView> inputs;      // K x [B|1, *sample]
+  TensorView table;                        // [S?, B?, M, K+M+3], S if step is given, B for per-sample tables
+  const TensorView* step = nullptr;        // [] or [1], int64
+  const TensorView* rng = nullptr;         // [2] or [B, 2], int64: seed, offset
   const TensorView* gate_table = nullptr;  // [S?, B?, M, K+M+1]
   const TensorView* mask = nullptr;        // broadcastable to [B, *sample]
   const TensorView* maps = nullptr;        // [S?, P, *sample]
@@ -34,13 +34,29 @@ struct Arguments {
   std::span<const int> store;              // [M]: -1, or the DType in which row i is stored
 };
 
-// A tensor in the merged iteration space. Strides are in elements, innermost dimension first; complex
-// tensors count their interleaved real and imaginary parts as elements.
+// An input or output in the merged iteration space: the order of a sample's elements is that of the first
+// output in memory, and dimensions that all of them walk alike are one. Strides are in elements, innermost
+// dimension first; complex tensors count their interleaved real and imaginary parts as elements.
 struct Operand {
   void* data = nullptr;
   int64_t sample_stride = 0;
   int64_t stride[kMaxDims] = {};
   DType dtype = DType::f32;
+};
+
+// How something else that varies over the elements follows the same order: with dimensions of its own, so
+// that a mask that is shared by the channels does not cut the operands' long runs into rows.
+struct Walk {
+  int dims = 0;
+  int64_t size[kMaxDims] = {};    // innermost first
+  int64_t stride[kMaxDims] = {};  // in elements
+  int64_t sample_stride = 0;
+};
+
+struct Side {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  Walk walk;
 };
 
 // Where the coefficients are; strides in elements.
@@ -52,35 +68,35 @@ struct Table {
 
 // What every kernel needs, whatever it does with the operands.
 struct Settings {
-  int inputs = 0, rows = 0;       // K, M
-  int64_t numel = 0;              // elements of one sample's space
-  int64_t samples = 1;            // B if anything differs between samples, else 1 (folded into the space)
+  int inputs = 0, rows = 0;  // K, M
+  int64_t numel = 0;         // elements of one sample's space
+  int64_t samples = 1;       // B if anything differs between samples, else 1 (folded into the space)
   bool compute_double = false;
-  bool complex = false;           // noise of total variance 1: 1/2 in each part
-  bool stream = false;            // more bytes than the last-level cache holds: write past the caches
+  bool complex = false;  // noise of total variance 1: 1/2 in each part
+  bool stream = false;   // more bytes than the last-level cache holds: write past the caches
 
   Table table;                    // K+M+3 columns
   Table gate_table;               // K+M+1 columns; data == nullptr: no gate
   const int64_t* step = nullptr;  // null: step 0
   int64_t steps = 1;              // S
 
-  const int64_t* rng = nullptr;   // {seed, offset} per sample; null: no noise
+  const int64_t* rng = nullptr;  // {seed, offset} per sample; null: no noise
   int64_t rng_sample_stride = 0;
-  Operand index;                  // the noise index of an element, walked like an operand (data unused)
+  Walk index;  // of an element's noise
 };
 
 struct Params : Settings {
-  int dims = 0;                   // of one sample's merged space
-  int64_t size[kMaxDims] = {};    // innermost first; their product is numel
+  int dims = 0;                 // of one sample's merged space
+  int64_t size[kMaxDims] = {};  // innermost first; their product is numel
 
-  Operand input[kMaxInputs];      // x_k
-  Operand output[kMaxRows];       // data == nullptr: row i is not stored
+  Operand input[kMaxInputs];  // x_k
+  Operand output[kMaxRows];   // data == nullptr: row i is not stored
 
-  Operand mask;                   // gate weight; data == nullptr: 1
-  int channel_dim = -1;           // the merged dimension that is exactly the channels, when the gate has a range
+  Side mask;     // gate weight; data == nullptr: 1
+  Walk channel;  // the channel number of an element; dims == 0: the gate has no range
   int64_t channel_begin = 0, channel_end = 0;
 
-  Operand map;                    // per-element coefficient factors; data == nullptr: none
+  Side map;  // per-element coefficient factors; data == nullptr: none
   int64_t map_step_stride = 0, map_stride = 0;
   int8_t map_index[kMaxRows * kMaxInputs] = {};  // [M, K]
 };

@@ -14,12 +14,13 @@ namespace fastdiff::linear_step {
 namespace {
 
 constexpr int kBlockBytes = 4096;                    // of one operand in the arithmetic type
+constexpr int64_t kShortRun = 64;                    // elements; below, gathering whole blocks costs less
 constexpr int kChain = 4;                            // terms per pass
 constexpr int kSources = kMaxInputs + kMaxRows + 1;  // inputs, earlier rows, noise
 
 template <class T>
 struct Term {
-  int source;    // k < K: input, K + j: row, K + M: noise
+  int source;  // k < K: input, K + j: row, K + M: noise
   T c, gate_c;
   int map;       // -1: none
   bool varying;  // the coefficient differs between elements
@@ -50,7 +51,8 @@ Program<T> build(const Params& p, int64_t sample) {
       const bool noise = column == p.inputs + p.rows;
       const T scale = noise ? static_cast<T>(noise_scale(p.complex)) : T(1);
       const T c = scale * coefficient<T>(p.table, program.step, sample, i, column);
-      const T gate_c = p.gate_table.data ? scale * coefficient<T>(p.gate_table, program.step, sample, i, column) : T(0);
+      const T gate_c =
+          p.gate_table.data ? scale * coefficient<T>(p.gate_table, program.step, sample, i, column) : T(0);
       if (c == T(0) && gate_c == T(0)) continue;
       const int map = p.map.data && column < p.inputs ? p.map_index[i * p.inputs + column] : -1;
       program.term[count++] = {column, c, gate_c, map, gate_c != T(0) || map >= 0};
@@ -68,38 +70,45 @@ Program<T> build(const Params& p, int64_t sample) {
   return program;
 }
 
-// A position in one sample's space: the element and the coordinates it has in each merged dimension.
-struct Cursor {
-  int64_t at[kMaxDims];
-
-  Cursor(const Params& p, int64_t element) {
-    for (int d = 0; d < p.dims; ++d) {
-      at[d] = element % p.size[d];
-      element /= p.size[d];
-    }
+// Calls piece(offset, first, run) for each innermost run inside the elements [element, element + count) of a
+// sample: where the run's first element is in a tensor of these sizes and strides, and its place in the
+// block.
+template <class Piece>
+void for_each_run(int dims, const int64_t* size, const int64_t* stride, int64_t element, int count,
+                  const Piece& piece) {
+  int64_t at[kMaxDims], offset = 0;
+  for (int d = 0; d < dims; ++d) {
+    at[d] = d + 1 < dims ? element % size[d] : element;
+    element /= size[d];
+    offset += at[d] * stride[d];
   }
-  void advance(const Params& p, int64_t elements) {  // within or to the end of the innermost run
-    at[0] += elements;
-    for (int d = 0; d + 1 < p.dims && at[d] == p.size[d]; ++d) {
+  for (int done = 0; done < count;) {
+    const int run = static_cast<int>(std::min<int64_t>(count - done, size[0] - at[0]));
+    piece(offset, done, run);
+    done += run;
+    at[0] += run;
+    offset += run * stride[0];
+    for (int d = 0; d + 1 < dims && at[d] == size[d]; ++d) {  // carry into the next dimension
+      offset += stride[d + 1] - size[d] * stride[d];
       at[d] = 0;
       ++at[d + 1];
     }
   }
-  int64_t offset(const Params& p, const Operand& operand) const {
-    int64_t sum = 0;
-    for (int d = 0; d < p.dims; ++d) sum += at[d] * operand.stride[d];
-    return sum;
-  }
-};
+}
 
-// Calls piece(cursor, first, count) for each innermost run inside the `count` elements from `cursor`.
-template <class Piece>
-void for_each_run(const Params& p, Cursor cursor, int count, const Piece& piece) {
-  for (int done = 0; done < count;) {
-    const int run = static_cast<int>(std::min<int64_t>(count - done, p.size[0] - cursor.at[0]));
-    piece(cursor, done, run);
-    cursor.advance(p, run);
-    done += run;
+// Converts `count` elements of a strided run. The loop over unit strides is one that compilers vectorise.
+template <class T>
+void load_run(const void* data, DType dtype, int64_t offset, int64_t stride, int count, T* block) {
+  if (stride == 0) {
+    std::fill_n(block, count, load_as<T>(data, dtype, offset));
+  } else if (stride == 1 && dtype == DType::b8) {
+    const uint8_t* x = static_cast<const uint8_t*>(data) + offset;
+    for (int j = 0; j < count; ++j) block[j] = static_cast<T>(x[j] != 0);
+  } else if (stride == 1 && part_of(dtype) == DType::f32) {
+    const float* x = static_cast<const float*>(data) + offset;
+    for (int j = 0; j < count; ++j) block[j] = static_cast<T>(x[j]);
+  } else {
+    for (int j = 0; j < count; ++j) block[j] = load_as<T>(data, dtype, offset + j * stride);
   }
 }
 
@@ -155,7 +164,8 @@ class Loop {
   using L = Lanes<T>;
   using V = typename L::V;
   static constexpr int kBlock = kBlockBytes / sizeof(T);
-  static_assert(kBlock % (4 * Lanes<float>::width) == 0, "whole registers, and whole calls of the noise generator");
+  static_assert(kBlock % (4 * Lanes<float>::width) == 0,
+                "whole registers, and whole calls of the noise generator");
 
  public:
   Loop(const Params& p, int64_t sample) : p_(p), sample_(sample), program_(build<T>(p, sample)) {
@@ -164,31 +174,23 @@ class Loop {
     for (int i = 0; i < p.rows; ++i) in_place_[i] = may_sum_in_place(i);
   }
 
-  // Elements [begin, end) of the sample: whole registers where an innermost run is long enough, the rest gathered.
+  // Elements [begin, end) of the sample: whole registers where an innermost run is long enough, the rest
+  // gathered.
   void run(int64_t begin, int64_t end) {
-    const bool short_runs = p_.size[0] < 2 * L::width;
-    Cursor cursor(p_, begin);
+    const bool short_runs = p_.size[0] < kShortRun;
     for (int64_t i = begin; i < end;) {
-      const int64_t left_in_run = std::min(end - i, p_.size[0] - cursor.at[0]);
-      const int64_t head = p_.stream ? std::min(left_in_run, elements_to_alignment(cursor)) : 0;
+      const int64_t left_in_run = std::min(end - i, p_.size[0] - (p_.dims > 1 ? i % p_.size[0] : i));
+      const int64_t head = p_.stream ? std::min(left_in_run, elements_to_alignment(i)) : 0;
       const int64_t whole = left_in_run / L::width * L::width;
-      int64_t count;
-      if (short_runs) {
-        count = std::min<int64_t>(kBlock, end - i);
-        gathered_block(cursor, static_cast<int>(count));
-      } else if (head > 0 || whole == 0) {
-        count = head > 0 ? head : left_in_run;
-        gathered_block(cursor, static_cast<int>(count));
-      } else {
+      int64_t count = std::min<int64_t>(kBlock, end - i);
+      if (!short_runs && head == 0 && whole > 0) {
         count = whole;
-        dense_blocks(cursor, whole);
+        dense_blocks(i, whole);
+      } else {
+        if (!short_runs) count = head > 0 ? head : left_in_run;
+        gathered_block(i, static_cast<int>(count));
       }
       i += count;
-      if (count <= p_.size[0] - cursor.at[0]) {
-        cursor.advance(p_, count);
-      } else {
-        cursor = Cursor(p_, i);
-      }
     }
     if (p_.stream) stream_fence();
   }
@@ -201,9 +203,10 @@ class Loop {
     DType dtype;
   };
 
-  char* address(const Operand& operand, const Cursor& cursor) const {
-    const int64_t elements = sample_ * operand.sample_stride + cursor.offset(p_, operand);
-    return static_cast<char*>(operand.data) + elements * size_of(part_of(operand.dtype));
+  char* address(const Operand& operand, int64_t element) const {
+    int64_t offset = sample_ * operand.sample_stride;
+    for_each_run(p_.dims, p_.size, operand.stride, element, 1, [&](int64_t at, int, int) { offset += at; });
+    return static_cast<char*>(operand.data) + offset * size_of(part_of(operand.dtype));
   }
 
   // The arithmetic loops read and write these dtypes where they lie.
@@ -222,85 +225,95 @@ class Loop {
   }
 
   // Elements before the first stored row is aligned for non-temporal stores; 0 if it is, or never can be.
-  int64_t elements_to_alignment(const Cursor& cursor) const {
+  int64_t elements_to_alignment(int64_t element) const {
     for (int i = 0; i < p_.rows; ++i) {
       const Operand& out = p_.output[i];
       if (!out.data || out.stride[0] != 1) continue;
       const uintptr_t bytes = size_of(part_of(out.dtype));
-      const uintptr_t past = reinterpret_cast<uintptr_t>(address(out, cursor)) % kCacheLine;
+      const uintptr_t past = reinterpret_cast<uintptr_t>(address(out, element)) % kCacheLine;
       return past % bytes || past == 0 ? 0 : static_cast<int64_t>((kCacheLine - past) / bytes);
     }
     return 0;
   }
 
-  // `count` elements (whole registers) inside one innermost run, from `cursor`.
-  void dense_blocks(Cursor cursor, int64_t count) {
-    for (int64_t done = 0; done < count; done += kBlock) {
-      const int block = static_cast<int>(std::min<int64_t>(kBlock, count - done));
+  // `count` elements (whole registers) inside one innermost run.
+  void dense_blocks(int64_t element, int64_t count) {
+    for (int64_t end = element + count; element < end; element += kBlock) {
+      const int block = static_cast<int>(std::min<int64_t>(kBlock, end - element));
       for (int u = 0; u < program_.used_count; ++u) {
         const int k = program_.used[u];
         const Operand& x = p_.input[k];
         if (x.stride[0] == 1 && is_direct(x.dtype)) {
-          source_[k] = {address(x, cursor), part_of(x.dtype)};
+          source_[k] = {address(x, element), part_of(x.dtype)};
         } else {
-          gather(k, cursor, block);
+          gather(k, element, block);
         }
       }
       for (int i = 0; i < p_.rows; ++i)
-        sum_[i] = in_place_[i] ? reinterpret_cast<T*>(address(p_.output[i], cursor)) : rows_[i];
-      compute(cursor, block);
+        sum_[i] = in_place_[i] ? reinterpret_cast<T*>(address(p_.output[i], element)) : rows_[i];
+      compute(element, block);
       for (int i = 0; i < p_.rows; ++i) {
         const Operand& y = p_.output[i];
         if (!y.data || in_place_[i]) continue;
         if (y.stride[0] == 1 && is_direct(y.dtype)) {
-          store(address(y, cursor), y.dtype, rows_[i], block);
+          store(address(y, element), y.dtype, rows_[i], block);
         } else {
-          scatter(y, cursor, block, rows_[i]);
+          scatter(y, element, block, rows_[i]);
         }
       }
-      cursor.at[0] += block;
     }
   }
 
-  // `count` <= kBlock elements from `cursor`, across runs.
-  void gathered_block(const Cursor& cursor, int count) {
-    for (int u = 0; u < program_.used_count; ++u) gather(program_.used[u], cursor, count);
+  // `count` <= kBlock elements, across runs.
+  void gathered_block(int64_t element, int count) {
+    for (int u = 0; u < program_.used_count; ++u) gather(program_.used[u], element, count);
     for (int i = 0; i < p_.rows; ++i) sum_[i] = rows_[i];
-    compute(cursor, count);
+    compute(element, count);
     for (int i = 0; i < p_.rows; ++i)
-      if (p_.output[i].data) scatter(p_.output[i], cursor, count, rows_[i]);
+      if (p_.output[i].data) scatter(p_.output[i], element, count, rows_[i]);
   }
 
-  void gather(int k, const Cursor& cursor, int count) {
-    gather_into(p_.input[k], cursor, count, gathered_[k]);
-    source_[k] = {gathered_[k], kArithmetic};
+  void gather(int k, int64_t element, int count) {
+    const Operand& x = p_.input[k];
+    T* block = gathered_[k];
+    for_each_run(p_.dims, p_.size, x.stride, element, count, [&](int64_t offset, int first, int run) {
+      load_run(x.data, x.dtype, sample_ * x.sample_stride + offset, x.stride[0], run, block + first);
+    });
+    source_[k] = {block, kArithmetic};
   }
 
-  // Elements of an operand from `cursor` on, converted, into `block`.
-  void gather_into(const Operand& operand, const Cursor& cursor, int count, T* block) const {
-    for_each_run(p_, cursor, count, [&](const Cursor& at, int first, int run) {
-      const char* base = address(operand, at);
-      for (int j = 0; j < run; ++j) block[first + j] = load_as<T>(base, operand.dtype, j * operand.stride[0]);
+  void scatter(const Operand& y, int64_t element, int count, const T* block) const {
+    for_each_run(p_.dims, p_.size, y.stride, element, count, [&](int64_t offset, int first, int run) {
+      const int64_t base = sample_ * y.sample_stride + offset;
+      for (int j = 0; j < run; ++j) store_as<T>(y.data, y.dtype, base + j * y.stride[0], block[first + j]);
     });
   }
 
-  void scatter(const Operand& operand, const Cursor& cursor, int count, const T* block) const {
-    for_each_run(p_, cursor, count, [&](const Cursor& at, int first, int run) {
-      char* base = address(operand, at);
-      for (int j = 0; j < run; ++j) store_as<T>(base, operand.dtype, j * operand.stride[0], block[first + j]);
+  // piece(offset, first, run) for each run of a walk.
+  template <class Piece>
+  void walk_runs(const Walk& walk, int64_t element, int count, const Piece& piece) const {
+    for_each_run(walk.dims, walk.size, walk.stride, element, count, [&](int64_t offset, int first, int run) {
+      piece(sample_ * walk.sample_stride + offset, first, run);
+    });
+  }
+
+  void load_side(const Side& side, int64_t skip, int64_t element, int count, T* block) const {
+    walk_runs(side.walk, element, count, [&](int64_t offset, int first, int run) {
+      load_run(side.data, side.dtype, skip + offset, side.walk.stride[0], run, block + first);
     });
   }
 
   // All rows of one block into sum_. What an input may still be read from is not written before the last row.
-  void compute(const Cursor& cursor, int count) {
-    if (program_.uses_noise) fill_noise(cursor, count);
-    if (program_.uses_gate) fill_gate(cursor, count);
+  void compute(int64_t element, int count) {
+    if (program_.uses_noise) fill_noise(element, count);
+    if (program_.uses_gate) fill_gate(element, count);
     for (int i = 0; i < p_.rows; ++i) {
       T* sum = sum_[i];
       source_[p_.inputs + i] = {sum, kArithmetic};
       const int end = program_.terms[i + 1];
       if (program_.terms[i] == end) std::fill_n(sum, count, T(0));
-      for (int t = program_.terms[i]; t < end;) t += add_terms(sum, t, end, t == program_.terms[i], cursor, count);
+      for (int t = program_.terms[i]; t < end;)
+        t += add_terms(sum, t, end, t == program_.terms[i], element, count);
       if (!program_.bounded[i]) continue;
       const V lo = splat<V>(program_.lo[i]), hi = splat<V>(program_.hi[i]);
       for (int e = 0; e < count; e += L::width) L::store(sum + e, clamp(L::load(sum + e), lo, hi));
@@ -308,9 +321,9 @@ class Loop {
   }
 
   // One pass: as many of the terms t, t + 1, ... as have one storage type, up to kChain. Returns how many.
-  int add_terms(T* sum, int t, int end, bool first, const Cursor& cursor, int count) {
+  int add_terms(T* sum, int t, int end, bool first, int64_t element, int count) {
     if (program_.term[t].varying) {
-      add_varying(sum, program_.term[t], first, cursor, count);
+      add_varying(sum, program_.term[t], first, element, count);
       return 1;
     }
     const DType dtype = source_[program_.term[t].source].dtype;
@@ -329,25 +342,22 @@ class Loop {
     return terms;
   }
 
-  void add_varying(T* sum, const Term<T>& term, bool first, const Cursor& cursor, int count) {
-    fill_coefficients(term, cursor, count);
+  void add_varying(T* sum, const Term<T>& term, bool first, int64_t element, int count) {
+    fill_coefficients(term, element, count);
     const Source& x = source_[term.source];
     if (first) std::fill_n(sum, count, empty_sum<T>());
     with_storage<T>(x.dtype, [&]<class S>(S) {
       const S* source = static_cast<const S*>(x.data);
       for (int e = 0; e < count; e += L::width)
-        L::store(sum + e, add_varying_term(L::load(sum + e), L::load(coefficients_ + e), L::load(source + e)));
+        L::store(sum + e,
+                 add_varying_term(L::load(sum + e), L::load(coefficients_ + e), L::load(source + e)));
     });
   }
 
   // The coefficient of a gated or mapped term, element by element.
-  void fill_coefficients(const Term<T>& term, const Cursor& cursor, int count) {
-    if (term.map >= 0) {
-      Operand map = p_.map;
-      const int64_t first = program_.step * p_.map_step_stride + term.map * p_.map_stride;
-      map.data = static_cast<char*>(map.data) + first * size_of(map.dtype);
-      gather_into(map, cursor, count, map_);
-    }
+  void fill_coefficients(const Term<T>& term, int64_t element, int count) {
+    if (term.map >= 0)
+      load_side(p_.map, program_.step * p_.map_step_stride + term.map * p_.map_stride, element, count, map_);
     const V c = splat<V>(term.c), gate_c = splat<V>(term.gate_c);
     for (int e = 0; e < count; e += L::width) {
       V effective = term.gate_c == T(0) ? c : gated(c, gate_c, L::load(gate_ + e));
@@ -356,30 +366,26 @@ class Loop {
     }
   }
 
-  void fill_gate(const Cursor& cursor, int count) {
+  void fill_gate(int64_t element, int count) {
     if (p_.mask.data) {
-      gather_into(p_.mask, cursor, count, gate_);
+      load_side(p_.mask, 0, element, count, gate_);
     } else {
       std::fill_n(gate_, count, T(1));
     }
-    if (p_.channel_dim < 0) return;
-    for_each_run(p_, cursor, count, [&](const Cursor& at, int first, int run) {
-      for (int j = 0; j < run; ++j) {
-        const int64_t channel = at.at[p_.channel_dim] + (p_.channel_dim == 0 ? j : 0);
+    if (!p_.channel.dims) return;
+    walk_runs(p_.channel, element, count, [&](int64_t channel, int first, int run) {
+      for (int j = 0; j < run; ++j, channel += p_.channel.stride[0])
         if (channel < p_.channel_begin || channel >= p_.channel_end) gate_[first + j] = T(0);
-      }
     });
   }
 
   // z of each element of the block. Consecutive indices share Philox blocks; others are computed one by one.
-  void fill_noise(const Cursor& cursor, int count) {
+  void fill_noise(int64_t element, int count) {
     float z[kBlock];
-    const bool one_run = count <= p_.size[0] - cursor.at[0];
-    if (one_run && p_.index.stride[0] == 1) {
-      const int64_t first = sample_ * p_.index.sample_stride + cursor.offset(p_, p_.index);
-      consecutive_normals(static_cast<uint64_t>(first), count, z);
+    if (p_.index.dims == 1 && p_.index.stride[0] == 1) {
+      consecutive_normals(static_cast<uint64_t>(sample_ * p_.index.sample_stride + element), count, z);
     } else {
-      scattered_normals(cursor, count, z);
+      scattered_normals(element, count, z);
     }
     std::copy_n(z, count, noise_);
   }
@@ -387,30 +393,26 @@ class Loop {
   void consecutive_normals(uint64_t first, int count, float* z) const {
     using F = Lanes<float>;
     constexpr int kSpan = 4 * F::width;  // normals per call: one Philox block per lane
-    const uint64_t aligned = first / kSpan * kSpan;  // so that the low word never wraps within a register
-    for (uint64_t start = aligned; start < first + count; start += kSpan) {
-      const uint64_t block = start / 4;
+    float spans[kBlock + 2 * kSpan];     // whole calls around the block
+    const int lead =
+        static_cast<int>(first % kSpan);  // aligned, so that the low word never wraps within a register
+    for (int done = 0; done < lead + count; done += kSpan) {
+      const uint64_t block = (first - lead + done) / 4;
       const auto low = fastdiff::add(splat<typename F::U>(static_cast<uint32_t>(block)), F::iota());
       typename F::V normal[4];
       normal_block(low, splat<typename F::U>(static_cast<uint32_t>(block >> 32)), key_, normal);
-      float word[4][F::width];
-      for (int w = 0; w < 4; ++w) F::store(word[w], normal[w]);
-      for (int e = 0; e < kSpan; ++e) {
-        const int64_t at = static_cast<int64_t>(start - first) + e;
-        if (at >= 0 && at < count) z[at] = word[e % 4][e / 4];
-      }
+      F::store_interleaved(spans + done, normal);
     }
+    std::copy_n(spans + lead, count, z);
   }
 
-  void scattered_normals(const Cursor& cursor, int count, float* z) const {
+  void scattered_normals(int64_t element, int count, float* z) const {
     using F = Lanes<float>;
-    uint32_t low[kBlock] = {}, high[kBlock] = {};
-    for_each_run(p_, cursor, count, [&](const Cursor& at, int start, int run) {
-      const int64_t base = sample_ * p_.index.sample_stride + at.offset(p_, p_.index);
-      for (int j = 0; j < run; ++j) {
-        const uint64_t index = static_cast<uint64_t>(base + j * p_.index.stride[0]);
-        low[start + j] = static_cast<uint32_t>(index);
-        high[start + j] = static_cast<uint32_t>(index >> 32);
+    uint32_t low[kBlock], high[kBlock];
+    walk_runs(p_.index, element, count, [&](int64_t offset, int first, int run) {
+      for (int j = 0; j < run; ++j, offset += p_.index.stride[0]) {
+        low[first + j] = static_cast<uint32_t>(offset);
+        high[first + j] = static_cast<uint32_t>(static_cast<uint64_t>(offset) >> 32);
       }
     });
     for (int e = 0; e < count; e += F::width)

@@ -18,7 +18,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kQuad = 4;
 constexpr int kQuadInputs = 8;
-constexpr int64_t kBlocksPerProcessor = 8;  // enough to fill it; more would only repeat the prologue
+constexpr int64_t kBlocksPerProcessor = 8;     // enough to fill it; more would only repeat the prologue
 constexpr int64_t kMaxSamplesPerGrid = 65535;  // gridDim.y
 
 // The coefficients of a block's step and sample, the noise column already scaled.
@@ -45,7 +45,8 @@ __device__ void load_coefficients(const Settings& p, int64_t step, int64_t sampl
     const bool gates = p.gate_table.data && column <= noise;
     const T gate_c = gates ? scale * coefficient<T>(p.gate_table, step, sample, row, column) : T(0);
     if (column == noise && !p.rng && (c != T(0) || gate_c != T(0)))
-      device_refusal("fastdiff::linear_step: rng is needed: the table's noise column is not zero at this step");
+      device_refusal(
+          "fastdiff::linear_step: rng is needed: the table's noise column is not zero at this step");
     shared.c[row][column] = c;
     if (column <= noise) shared.gate_c[row][column] = gate_c;
   }
@@ -83,14 +84,16 @@ __device__ __forceinline__ Quad load_quad(const QuadParams::Stream& from, int64_
   return x;
 }
 
-__device__ __forceinline__ void store_quad(const QuadParams::Stream& to, int64_t sample, int64_t quad, const Quad& y) {
+__device__ __forceinline__ void store_quad(const QuadParams::Stream& to, int64_t sample, int64_t quad,
+                                           const Quad& y) {
   char* base = to.data + sample * to.sample_bytes;
   if (to.dtype == DType::f32) {
     reinterpret_cast<float4*>(base)[quad] = make_float4(y.at[0], y.at[1], y.at[2], y.at[3]);
     return;
   }
   uint32_t bits[kQuad];
-  for (int j = 0; j < kQuad; ++j) bits[j] = to.dtype == DType::f16 ? to_half(y.at[j]).bits : to_bfloat16(y.at[j]).bits;
+  for (int j = 0; j < kQuad; ++j)
+    bits[j] = to.dtype == DType::f16 ? to_half(y.at[j]).bits : to_bfloat16(y.at[j]).bits;
   reinterpret_cast<uint2*>(base)[quad] = make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
 }
 
@@ -118,7 +121,8 @@ __global__ void __launch_bounds__(kThreads) linear_step_quads(const QuadParams p
   const int64_t first_block = sample * p.index.sample_stride / kQuad;
 
   const int64_t quads = p.numel / kQuad, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t quad = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; quad < quads; quad += stride) {
+  for (int64_t quad = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; quad < quads;
+       quad += stride) {
     Quad x[kInputs];
 #pragma unroll
     for (int k = 0; k < kInputs; ++k)
@@ -146,7 +150,8 @@ __global__ void __launch_bounds__(kThreads) linear_step_quads(const QuadParams p
 #pragma unroll
       for (int j = 0; j < i; ++j) add(p.inputs + j, y[j]);
       add(noise, z);
-      for (int j = 0; j < kQuad; ++j) y[i].at[j] = clamp(empty ? 0.0f : y[i].at[j], c[noise + 1], c[noise + 2]);
+      for (int j = 0; j < kQuad; ++j)
+        y[i].at[j] = clamp(empty ? 0.0f : y[i].at[j], c[noise + 1], c[noise + 2]);
     }
     // Stores come last: an output may be one of the inputs.
 #pragma unroll
@@ -158,17 +163,19 @@ __global__ void __launch_bounds__(kThreads) linear_step_quads(const QuadParams p
 bool fits_quads(const Operand& operand, int64_t samples) {
   const int64_t bytes = kQuad * size_of(part_of(operand.dtype));
   return part_of(operand.dtype) != DType::f64 && operand.stride[0] == 1 &&
-         reinterpret_cast<uintptr_t>(operand.data) % bytes == 0 && (samples == 1 || operand.sample_stride % kQuad == 0);
+         reinterpret_cast<uintptr_t>(operand.data) % bytes == 0 &&
+         (samples == 1 || operand.sample_stride % kQuad == 0);
 }
 
 bool fits_quads(const Params& p) {
-  if (p.compute_double || p.gate_table.data || p.map.data || p.dims != 1 || p.inputs > kQuadInputs || p.numel % kQuad)
+  if (p.compute_double || p.gate_table.data || p.map.data || p.dims != 1 || p.inputs > kQuadInputs ||
+      p.numel % kQuad)
     return false;
   for (int k = 0; k < p.inputs; ++k)
     if (!fits_quads(p.input[k], p.samples)) return false;
   for (int i = 0; i < p.rows; ++i)
     if (p.output[i].data && !fits_quads(p.output[i], p.samples)) return false;
-  return !p.rng || (p.index.stride[0] == 1 && p.index.sample_stride % kQuad == 0);
+  return !p.rng || (p.index.dims == 1 && p.index.stride[0] == 1 && p.index.sample_stride % kQuad == 0);
 }
 
 QuadParams::Stream stream_of(const Operand& operand) {
@@ -178,7 +185,20 @@ QuadParams::Stream stream_of(const Operand& operand) {
 
 // ---- elements -------------------------------------------------------------------------------------
 
-// One element of a sample's space. Offsets are taken anew for each operand: this kernel saves registers.
+// Where an element of a sample is, in dimensions of these sizes and strides.
+template <class Index>
+__device__ int64_t offset_of(Index element, int dims, const int64_t* size, const int64_t* stride) {
+  int64_t sum = 0;
+#pragma unroll 1
+  for (int d = 0; d < dims - 1; ++d) {
+    const Index extent = static_cast<Index>(size[d]);
+    sum += static_cast<int64_t>(element % extent) * stride[d];
+    element /= extent;
+  }
+  return sum + static_cast<int64_t>(element) * stride[dims - 1];
+}
+
+// One element of a sample. Offsets are taken anew for each operand: this kernel saves registers.
 template <class Index>
 struct Place {
   const Params& p;
@@ -186,33 +206,26 @@ struct Place {
   Index element;
 
   __device__ int64_t offset(const Operand& operand) const {
-    int64_t sum = sample * operand.sample_stride;
-    Index rest = element;
-#pragma unroll 1
-    for (int d = 0; d < p.dims - 1; ++d) {
-      const Index size = static_cast<Index>(p.size[d]);
-      sum += static_cast<int64_t>(rest % size) * operand.stride[d];
-      rest /= size;
-    }
-    return sum + static_cast<int64_t>(rest) * operand.stride[p.dims - 1];
+    return sample * operand.sample_stride + offset_of(element, p.dims, p.size, operand.stride);
   }
-
-  __device__ int64_t coordinate(int dim) const {
-    Index rest = element;
-    for (int d = 0; d < dim; ++d) rest /= static_cast<Index>(p.size[d]);
-    return static_cast<int64_t>(dim == p.dims - 1 ? rest : rest % static_cast<Index>(p.size[dim]));
+  __device__ int64_t offset(const Walk& walk) const {
+    return sample * walk.sample_stride + offset_of(element, walk.dims, walk.size, walk.stride);
   }
 
   template <class T>
-  __device__ T load(const Operand& operand, int64_t skip = 0) const {
-    return load_as<T>(operand.data, operand.dtype, skip + offset(operand));
+  __device__ T load(const Operand& operand) const {
+    return load_as<T>(operand.data, operand.dtype, offset(operand));
+  }
+  template <class T>
+  __device__ T load(const Side& side, int64_t skip = 0) const {
+    return load_as<T>(side.data, side.dtype, skip + offset(side.walk));
   }
 
   // The gate's weight: the mask's value inside the channel range, 0 outside.
   template <class T>
   __device__ T gate() const {
-    if (p.channel_dim >= 0) {
-      const int64_t channel = coordinate(p.channel_dim);
+    if (p.channel.dims) {
+      const int64_t channel = offset(p.channel);
       if (channel < p.channel_begin || channel >= p.channel_end) return T(0);
     }
     return p.mask.data ? load<T>(p.mask) : T(1);
@@ -241,7 +254,8 @@ __global__ void __launch_bounds__(kThreads) linear_step_elements(const Params p,
   const NoiseKey key = uses_noise ? noise_key(p, step, sample) : NoiseKey{0, 0};
 
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; element < p.numel; element += stride) {
+  for (int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; element < p.numel;
+       element += stride) {
     const Place<Index> place{p, sample, static_cast<Index>(element)};
     const T g = uses_gate ? place.template gate<T>() : T(0);
     const T z = uses_noise ? static_cast<T>(place.normal(key)) : T(0);
@@ -258,9 +272,13 @@ __global__ void __launch_bounds__(kThreads) linear_step_elements(const Params p,
         empty = false;
         const int map = p.map.data && column < p.inputs ? p.map_index[i * p.inputs + column] : -1;
         T effective = gate_c == T(0) ? c : gated(c, gate_c, g);
-        if (map >= 0) effective = mul(effective, place.template load<T>(p.map, step * p.map_step_stride + map * p.map_stride));
+        if (map >= 0)
+          effective =
+              mul(effective, place.template load<T>(p.map, step * p.map_step_stride + map * p.map_stride));
         if (effective == T(0)) continue;  // not read
-        const T x = column < p.inputs ? place.template load<T>(p.input[column]) : column < noise ? y[column - p.inputs] : z;
+        const T x = column < p.inputs ? place.template load<T>(p.input[column])
+                    : column < noise  ? y[column - p.inputs]
+                                      : z;
         sum = add_term(sum, effective, x);
       }
       y[i] = clamp(empty ? T(0) : sum, coefficients.c[i][noise + 1], coefficients.c[i][noise + 2]);
@@ -282,9 +300,10 @@ int64_t multiprocessors() {
 
 // kernel(params, first_sample) over all samples; `turns`: what one sample's threads have to do, one each.
 template <class KernelParams>
-void launch_samples(void (*kernel)(KernelParams, int64_t), const KernelParams& params, int64_t samples, int64_t turns,
-                    cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(std::min((turns + kThreads - 1) / kThreads, kBlocksPerProcessor * multiprocessors()));
+void launch_samples(void (*kernel)(KernelParams, int64_t), const KernelParams& params, int64_t samples,
+                    int64_t turns, cudaStream_t stream) {
+  const auto blocks = static_cast<unsigned>(
+      std::min((turns + kThreads - 1) / kThreads, kBlocksPerProcessor * multiprocessors()));
   for (int64_t first = 0; first < samples; first += kMaxSamplesPerGrid) {
     const auto rows = static_cast<unsigned>(std::min(samples - first, kMaxSamplesPerGrid));
     launch(kernel, dim3(blocks, rows), dim3(kThreads), 0, stream, params, first);
@@ -295,7 +314,8 @@ void launch_quads(const Params& p, cudaStream_t stream) {
   QuadParams q{p, {}, {}};
   for (int k = 0; k < p.inputs; ++k) q.input[k] = stream_of(p.input[k]);
   for (int i = 0; i < p.rows; ++i) q.output[i] = stream_of(p.output[i]);
-  const auto kernel = p.inputs <= kQuadInputs / 2 ? &linear_step_quads<kQuadInputs / 2> : &linear_step_quads<kQuadInputs>;
+  const auto kernel =
+      p.inputs <= kQuadInputs / 2 ? &linear_step_quads<kQuadInputs / 2> : &linear_step_quads<kQuadInputs>;
   launch_samples(kernel, q, p.samples, p.numel / kQuad, stream);
 }
 

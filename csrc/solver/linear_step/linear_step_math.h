@@ -41,8 +41,8 @@ FASTDIFF_HD V clamp(V y, V lo, V hi) {
 // The coefficient in the arithmetic type, whichever type the table has.
 template <class T>
 FASTDIFF_HD T coefficient(const Table& table, int64_t step, int64_t sample, int row, int column) {
-  const int64_t at =
-      step * table.step_stride + sample * table.sample_stride + row * table.row_stride + column * table.column_stride;
+  const int64_t at = step * table.step_stride + sample * table.sample_stride + row * table.row_stride +
+                     column * table.column_stride;
   return table.is_double ? static_cast<T>(static_cast<const double*>(table.data)[at])
                          : static_cast<T>(static_cast<const float*>(table.data)[at]);
 }
@@ -54,7 +54,8 @@ FASTDIFF_HD float noise_scale(bool complex) {
 
 FASTDIFF_HD NoiseKey noise_key(const Settings& p, int64_t step, int64_t sample) {
   const int64_t* seed_offset = p.rng + sample * p.rng_sample_stride;
-  return {static_cast<uint64_t>(seed_offset[0]), static_cast<uint64_t>(seed_offset[1]) + static_cast<uint64_t>(step)};
+  return {static_cast<uint64_t>(seed_offset[0]),
+          static_cast<uint64_t>(seed_offset[1]) + static_cast<uint64_t>(step)};
 }
 
 }  // namespace

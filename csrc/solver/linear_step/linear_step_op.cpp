@@ -16,9 +16,10 @@ using OptionalInts = std::optional<std::vector<int64_t>>;
 // The op's arguments as views. Tensors are borrowed from the call's own arguments.
 class Call {
  public:
-  Call(const std::vector<Tensor>& inputs, const Tensor& table, const OptionalTensor& step, const std::vector<int64_t>& store,
-       const OptionalTensor& rng, const OptionalTensor& gate_table, const OptionalTensor& mask, const OptionalInts& channels,
-       const OptionalTensor& maps, const OptionalInts& map_index)
+  Call(const std::vector<Tensor>& inputs, const Tensor& table, const OptionalTensor& step,
+       const std::vector<int64_t>& store, const OptionalTensor& rng, const OptionalTensor& gate_table,
+       const OptionalTensor& mask, const OptionalInts& channels, const OptionalTensor& maps,
+       const OptionalInts& map_index)
       : inputs_(views_of(kOp, "inputs", inputs)) {
     for (const int64_t code : store) store_.push_back(store_dtype(code));
     arguments.inputs = inputs_;
@@ -40,7 +41,9 @@ class Call {
   int store_dtype(int64_t code) const {
     if (code < 0) return -1;
     const std::optional<DType> dtype = dtype_from_code(code);
-    if (!dtype) refuse(kOp, Argument("store", static_cast<int64_t>(store_.size())), " must be -1 or a known ScalarType, got ", code);
+    if (!dtype)
+      refuse(kOp, Argument("store", static_cast<int64_t>(store_.size())),
+             " must be -1 or a known ScalarType, got ", code);
     return static_cast<int>(*dtype);
   }
 
@@ -61,25 +64,28 @@ void run(const Call& call, const Shape& shape, const std::vector<TensorView>& ou
   if (total == 0) return;
   const On on(call.arguments.inputs[0].device);
   if (call.arguments.inputs[0].device.type == DeviceType::cuda) return launch_cuda(params, on.stream());
-  parallel_ranges(total, kTile, kSerialNumel, [&](int64_t begin, int64_t end) { isa::run<Cpu>(params, begin, end); });
+  parallel_ranges(total, kTile, kSerialNumel,
+                  [&](int64_t begin, int64_t end) { isa::run<Cpu>(params, begin, end); });
 }
 
-std::vector<Tensor> functional(std::vector<Tensor> inputs, Tensor table, OptionalTensor step, std::vector<int64_t> store,
-                               OptionalTensor rng, OptionalTensor gate_table, OptionalTensor mask, OptionalInts channels,
-                               OptionalTensor maps, OptionalInts map_index) {
+std::vector<Tensor> functional(std::vector<Tensor> inputs, Tensor table, OptionalTensor step,
+                               std::vector<int64_t> store, OptionalTensor rng, OptionalTensor gate_table,
+                               OptionalTensor mask, OptionalInts channels, OptionalTensor maps,
+                               OptionalInts map_index) {
   const Call call(inputs, table, step, store, rng, gate_table, mask, channels, maps, map_index);
   const Shape shape = check(call.arguments);
   std::vector<Tensor> outputs;
   for (const int dtype : call.arguments.store)
     if (dtype >= 0)
-      outputs.push_back(empty_output(call.arguments.inputs[0], shape.rank, shape.size, static_cast<DType>(dtype)));
+      outputs.push_back(
+          empty_output(call.arguments.inputs[0], shape.rank, shape.size, static_cast<DType>(dtype)));
   run(call, shape, views_of(kOp, "out", outputs));
   return outputs;
 }
 
-void out(std::vector<Tensor> inputs, Tensor table, OptionalTensor step, std::vector<int64_t> store, OptionalTensor rng,
-         OptionalTensor gate_table, OptionalTensor mask, OptionalInts channels, OptionalTensor maps, OptionalInts map_index,
-         std::vector<Tensor> outputs) {
+void out(std::vector<Tensor> inputs, Tensor table, OptionalTensor step, std::vector<int64_t> store,
+         OptionalTensor rng, OptionalTensor gate_table, OptionalTensor mask, OptionalInts channels,
+         OptionalTensor maps, OptionalInts map_index, std::vector<Tensor> outputs) {
   const Call call(inputs, table, step, store, rng, gate_table, mask, channels, maps, map_index);
   const Shape shape = check(call.arguments);
   run(call, shape, views_of(kOp, "out", outputs));

@@ -12,7 +12,8 @@
 namespace fastdiff::linear_step {
 namespace {
 
-constexpr const char* kDoc = R"(Write the stored rows of a triangular program of linear combinations into `out`.
+constexpr const char* kDoc =
+    R"(Write the stored rows of a triangular program of linear combinations into `out`.
 
 The same kernels as torch.ops.fastdiff.linear_step.out, for arrays of any library that speaks DLPack (NumPy,
 CuPy, ...). See fastdiff.linear_step for shapes and formula. `out` has one array per row, None where a row is
@@ -23,7 +24,8 @@ class Arrays {
   explicit Arrays(uintptr_t stream) : stream_(stream) {}
 
   const TensorView& add(py::handle array, const Argument& argument, Access access = Access::read) {
-    held_.push_back(std::make_unique<DlpackTensor>(array, "fastdiff::linear_step: " + argument.text(), access, stream_));
+    held_.push_back(
+        std::make_unique<DlpackTensor>(array, "fastdiff::linear_step: " + argument.text(), access, stream_));
     return held_.back()->view();
   }
 
@@ -49,17 +51,19 @@ void run(const Params& params, Device device, uintptr_t stream) {
 #endif
 }
 
-void linear_step(const std::vector<py::object>& inputs, const py::object& table, const std::vector<py::object>& out,
-                 const py::object& step, const py::object& rng, const py::object& gate_table, const py::object& mask,
-                 const std::vector<int64_t>& channels, const py::object& maps, const std::vector<int64_t>& map_index,
-                 uintptr_t stream) {
+void linear_step(const std::vector<py::object>& inputs, const py::object& table,
+                 const std::vector<py::object>& out, const py::object& step, const py::object& rng,
+                 const py::object& gate_table, const py::object& mask, const std::vector<int64_t>& channels,
+                 const py::object& maps, const std::vector<int64_t>& map_index, uintptr_t stream) {
   Arrays arrays(stream);
   Arguments arguments;
   std::vector<TensorView> views, outputs;
   std::vector<int> store;
-  for (const py::object& x : inputs) views.push_back(arrays.add(x, {"inputs", static_cast<int64_t>(views.size())}));
+  for (const py::object& x : inputs)
+    views.push_back(arrays.add(x, {"inputs", static_cast<int64_t>(views.size())}));
   for (const py::object& y : out) {
-    if (!y.is_none()) outputs.push_back(arrays.add(y, {"out", static_cast<int64_t>(store.size())}, Access::write));
+    if (!y.is_none())
+      outputs.push_back(arrays.add(y, {"out", static_cast<int64_t>(store.size())}, Access::write));
     store.push_back(y.is_none() ? -1 : static_cast<int>(outputs.back().dtype));
   }
   arguments.inputs = views;
@@ -81,8 +85,8 @@ void linear_step(const std::vector<py::object>& inputs, const py::object& table,
 const PyRoom room([](py::module_& m) {
   m.def("linear_step", &linear_step, kDoc, py::arg("inputs"), py::arg("table"), py::arg("out"), py::kw_only(),
         py::arg("step") = py::none(), py::arg("rng") = py::none(), py::arg("gate_table") = py::none(),
-        py::arg("mask") = py::none(), py::arg("channels") = std::vector<int64_t>{}, py::arg("maps") = py::none(),
-        py::arg("map_index") = std::vector<int64_t>{}, py::arg("stream") = 0);
+        py::arg("mask") = py::none(), py::arg("channels") = std::vector<int64_t>{},
+        py::arg("maps") = py::none(), py::arg("map_index") = std::vector<int64_t>{}, py::arg("stream") = 0);
 });
 
 }  // namespace

@@ -31,7 +31,9 @@ _ARGUMENTS: Final = (
 )
 
 
-def _fake(inputs: Sequence[Tensor], table: Tensor, step: Tensor | None, store: Sequence[int], *_: object) -> list[Tensor]:
+def _fake(
+    inputs: Sequence[Tensor], table: Tensor, step: Tensor | None, store: Sequence[int], *_: object
+) -> list[Tensor]:
     first = inputs[0]
     full = next((x for x in inputs if x.dim() and x.shape[0] != 1), first)
     dtypes = [DTYPE[code] for code in store if code != NOT_STORED]
@@ -114,7 +116,9 @@ def linear_step(
         from fastdiff.solver.linear_step_grad import differentiable_linear_step
 
         if out is not None:
-            raise NotImplementedError("fastdiff.linear_step: out= does not record gradients; detach the inputs or omit out")
+            raise NotImplementedError(
+                "fastdiff.linear_step: out= does not record gradients; detach the inputs or omit out"
+            )
         return differentiable_linear_step(
             tensors, table, step=step, dtypes=dtypes, rng=rng, gate_table=gate_table, mask=mask, channels=channels,
             maps=maps, map_index=map_index,
@@ -129,7 +133,9 @@ def linear_step(
     return tuple(results)
 
 
-def store_codes(inputs: Sequence[Tensor], table: Tensor, dtypes: Sequence[torch.dtype | None] | None) -> list[int]:
+def store_codes(
+    inputs: Sequence[Tensor], table: Tensor, dtypes: Sequence[torch.dtype | None] | None
+) -> list[int]:
     """The op's ``store`` argument: per row the ScalarType code of its storage dtype, -1 where it is not stored."""
     if dtypes is None:
         rows = table.shape[-2] if table.dim() >= 2 else 1
@@ -207,7 +213,9 @@ def reference(
 
 def _required(z: Tensor | None) -> Tensor:
     if z is None:
-        raise RuntimeError("fastdiff::linear_step: rng is needed: the table's noise column is not zero, got none")
+        raise RuntimeError(
+            "fastdiff::linear_step: rng is needed: the table's noise column is not zero, got none"
+        )
     return z
 
 
@@ -235,10 +243,15 @@ def dlpack_arguments(inputs: Sequence[Tensor], table: Tensor, **options: Any) ->
     return {"inputs": list(inputs), "table": table, **rest}
 
 
-def dlpack_outputs(stored: Sequence[Tensor], inputs: Sequence[Tensor], table: Tensor, **options: Any) -> list[Tensor | None]:
+def dlpack_outputs(
+    stored: Sequence[Tensor], inputs: Sequence[Tensor], table: Tensor, **options: Any
+) -> list[Tensor | None]:
     """``out`` of the torch-free ``linear_step``: one entry per row, None where it is not stored."""
     left = iter(stored)
-    return [None if code == NOT_STORED else next(left) for code in store_codes(inputs, table, options.get("dtypes"))]
+    return [
+        None if code == NOT_STORED else next(left)
+        for code in store_codes(inputs, table, options.get("dtypes"))
+    ]
 
 
 def cases(seed: int = 0) -> list[Case]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sample calls of linear_step: every feature, dtype and layout once. One list feeds tests, opcheck and the simulator."""
+# ruff: noqa: E501  (a table: one call a line where it fits)
+"""Sample calls of linear_step: every feature, dtype and layout once, for tests, opcheck and the emulator."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def case(name: str, inputs: list[Tensor], table: Tensor, options: dict[str, Any]
 def program(rows: Sequence[Sequence[float]], bounds: Sequence[tuple[float, float]] | None = None) -> Tensor:
     """float64 table [M, K + M + 3] from rows of K + M + 1 coefficients and optional bounds per row."""
     limits = bounds if bounds is not None else [(-INF, INF)] * len(rows)
-    return torch.tensor([[*row, *limit] for row, limit in zip(rows, limits, strict=True)], dtype=torch.float64)
+    return torch.tensor(
+        [[*row, *limit] for row, limit in zip(rows, limits, strict=True)], dtype=torch.float64
+    )
 
 
 # CFG, epsilon -> x0, DPM-Solver++ 2M: inputs x, uncond, cond, m1; rows x0 and x'
@@ -41,7 +44,9 @@ def build_cases(seed: int = 0) -> list[Case]:
         wide = torch.complex64 if dtype.is_complex else torch.float64
         return torch.randn(shape, generator=g, dtype=wide).to(dtype)
 
-    def four(*shape: int, dtype: torch.dtype = torch.float32, like: Callable[[Tensor], Tensor] = lambda x: x) -> list[Tensor]:
+    def four(
+        *shape: int, dtype: torch.dtype = torch.float32, like: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> list[Tensor]:
         return [like(normal(*shape, dtype=dtype)) for _ in range(4)]
 
     solver = program(SOLVER_STEP)
@@ -87,9 +92,22 @@ def build_cases(seed: int = 0) -> list[Case]:
 def _dtype_cases(four: Any, normal: Any, solver: Tensor) -> list[Case]:
     cases = []
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        cases.append(case(f"solver step {str(dtype)[6:]}", four(2, 4, 8, 8, dtype=dtype), solver, {"dtypes": (dtype, dtype)}))
-    mixed = [normal(2, 4, 8, 8), *(normal(2, 4, 8, 8, dtype=t) for t in (torch.bfloat16, torch.float16, torch.float32))]
-    wide = [normal(2, 4, 8, 8), *(normal(2, 4, 8, 8, dtype=t) for t in (torch.bfloat16, torch.float64, torch.float16))]
+        cases.append(
+            case(
+                f"solver step {str(dtype)[6:]}",
+                four(2, 4, 8, 8, dtype=dtype),
+                solver,
+                {"dtypes": (dtype, dtype)},
+            )
+        )
+    mixed = [
+        normal(2, 4, 8, 8),
+        *(normal(2, 4, 8, 8, dtype=t) for t in (torch.bfloat16, torch.float16, torch.float32)),
+    ]
+    wide = [
+        normal(2, 4, 8, 8),
+        *(normal(2, 4, 8, 8, dtype=t) for t in (torch.bfloat16, torch.float64, torch.float16)),
+    ]
     complex_inputs = [normal(2, 3, 9, dtype=torch.complex64) for _ in range(2)]
     quiet = program([NOISY_STEP[0], [*NOISY_STEP[1][:-1], 0.0]], [(-0.5, 0.5), (-INF, INF)])
     both = {"dtypes": (torch.complex64, torch.complex64)}
@@ -127,7 +145,19 @@ def _layout_cases(four: Any, normal: Any, solver: Tensor) -> list[Case]:
 
 def _size_cases(four: Any, normal: Any, solver: Tensor) -> list[Case]:
     both = {"dtypes": (torch.float32, torch.float32)}
-    shapes: list[tuple[int, ...]] = [(), (0, 4), (2, 0, 3), (1,), (1, 1, 1), (63,), (64,), (65,), (2, 127), (1, 129), (1, 2053)]
+    shapes: list[tuple[int, ...]] = [
+        (),
+        (0, 4),
+        (2, 0, 3),
+        (1,),
+        (1, 1, 1),
+        (63,),
+        (64,),
+        (65,),
+        (2, 127),
+        (1, 129),
+        (1, 2053),
+    ]
     return [case(f"shape {list(s)}", four(*s), solver, both) for s in shapes]
 
 

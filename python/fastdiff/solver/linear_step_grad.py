@@ -10,13 +10,13 @@ one launch per row instead of one in all. Second derivatives work because the ba
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from fastdiff.solver.linear_step import CODE, linear_step, store_codes, DTYPE, NOT_STORED
+from fastdiff.solver.linear_step import CODE, DTYPE, NOT_STORED, linear_step, store_codes
 
 MAX_INPUTS: Final = 40
 ROWS_PER_LAUNCH: Final = 4
@@ -37,7 +37,9 @@ def differentiable_linear_step(
 ) -> tuple[Tensor, ...]:
     """:func:`fastdiff.linear_step` with gradients to ``inputs``; same arguments, same bits."""
     if table.requires_grad or (gate_table is not None and gate_table.requires_grad):
-        raise NotImplementedError("fastdiff.linear_step: gradients with respect to coefficient tables are not defined; detach them")
+        raise NotImplementedError(
+            "fastdiff.linear_step: gradients with respect to coefficient tables are not defined; detach them"
+        )
     store = store_codes(inputs, table, dtypes)
     count, rows = len(inputs), table.shape[-2]
     shape = torch.broadcast_shapes(*(x.shape for x in inputs))
@@ -46,13 +48,15 @@ def differentiable_linear_step(
     for i in range(rows):
         row = _row_table(table, i, count, bounds=True)
         gate_row = None if gate_table is None else _row_table(gate_table, i, count, bounds=False)
-        row_maps = None if map_index is None else [*map_index[i * count : (i + 1) * count], *(-1 for _ in range(i))]
+        row_maps = (
+            None if map_index is None else [*map_index[i * count : (i + 1) * count], *(-1 for _ in range(i))]
+        )
         terms = values
         while len(terms) > MAX_INPUTS:  # the first terms alone; their sum leads the rest, exactly
             head, row, gate_row, head_maps, row_maps = _split(row, gate_row, row_maps)
-            y = _Row.apply(*head, (step, None, mask, channels, maps, head_maps), code, *terms[:MAX_INPUTS])
+            y = _row(*head, (step, None, mask, channels, maps, head_maps), code, *terms[:MAX_INPUTS])
             terms = [y, *terms[MAX_INPUTS:]]
-        y = _Row.apply(row, gate_row, (step, rng, mask, channels, maps, row_maps), code, *terms)
+        y = _row(row, gate_row, (step, rng, mask, channels, maps, row_maps), code, *terms)
         values.append(_clamp_between(y, *_bounds(table, step, i, shape)))
     return tuple(values[count + i].to(DTYPE[code]) for i, code in enumerate(store) if code != NOT_STORED)
 
@@ -87,7 +91,9 @@ def _split(
 
     first, second = halves(row, 1.0)
     first_gate, second_gate = (None, None) if gate_row is None else halves(gate_row, 0.0)
-    first_maps, second_maps = (None, None) if row_maps is None else (row_maps[:MAX_INPUTS], [-1, *row_maps[MAX_INPUTS:]])
+    first_maps, second_maps = (
+        (None, None) if row_maps is None else (row_maps[:MAX_INPUTS], [-1, *row_maps[MAX_INPUTS:]])
+    )
     return (first, first_gate), second, second_gate, first_maps, second_maps
 
 
@@ -111,7 +117,9 @@ class _Row(torch.autograd.Function):
     """One row without bounds: y = sum_k C_k x_k + C_z z."""
 
     @staticmethod
-    def forward(table: Tensor, gate_table: Tensor | None, rest: tuple[Any, ...], code: int, *values: Tensor) -> Tensor:
+    def forward(
+        table: Tensor, gate_table: Tensor | None, rest: tuple[Any, ...], code: int, *values: Tensor
+    ) -> Tensor:
         step, rng, mask, channels, maps, map_index = rest
         op = torch.ops.fastdiff.linear_step.default
         y: Tensor = op(list(values), table, step, [code], rng, gate_table, mask, channels, maps, map_index)[0]
@@ -146,6 +154,9 @@ class _Row(torch.autograd.Function):
             for k, gradient in zip(group, gradients, strict=True):
                 results[k] = gradient
         return (None, None, None, None, *results)
+
+
+_row: Callable[..., Tensor] = _Row.apply
 
 
 def _column_table(table: Tensor, group: Sequence[int], *, bounds: bool) -> Tensor:
