@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules: float64 tables, diffusers' placement of timesteps, limits and refusals."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from fastdiff import schedules
+from fastdiff.schedules import Placement
+
+from tests.kit import oracles
+
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+def test_tables_are_float64(name: str) -> None:
+    schedule = getattr(schedules, name)()
+    expected = torch.from_numpy(oracles.alphas_cumprod(name))
+    torch.testing.assert_close(schedule.alphas_cumprod, expected, rtol=1e-12, atol=1e-18)
+    torch.testing.assert_close(schedule.alphas**2 + schedule.sigmas**2, torch.ones_like(expected))
+
+
+@pytest.mark.parametrize("endpoint", [True, False])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_timesteps_of_every_step_count(spacing: Any, endpoint: bool) -> None:
+    """All of diffusers' rounding; "trailing" without the surplus timestep -1 that it has for some S."""
+    diffusers = pytest.importorskip("diffusers")
+    peer = diffusers.DDIMScheduler if endpoint else diffusers.DPMSolverMultistepScheduler
+    scheduler = peer(timestep_spacing=spacing, steps_offset=1)
+    for steps in range(1, 1000):
+        scheduler.set_timesteps(steps)
+        expected = [t for t in scheduler.timesteps.tolist() if t >= 0]
+        assert list(Placement(spacing, 1, endpoint).timesteps(steps, 1000)) == expected, steps
+
+
+def test_levels_between_timesteps() -> None:
+    schedule = schedules.linear()
+    alpha, sigma = schedule.level(10.25)
+    below, above = (float(schedule.sigmas[t] / schedule.alphas[t]) for t in (10, 11))
+    assert sigma / alpha == pytest.approx(0.75 * below + 0.25 * above, rel=1e-14)
+    assert alpha**2 + sigma**2 == pytest.approx(1, rel=1e-15)
+    assert schedule.level(999) == (float(schedule.alphas[-1]), float(schedule.sigmas[-1]))
+
+
+@pytest.mark.parametrize("make", [schedules.karras, schedules.exponential])
+def test_spaced_levels_keep_the_ends_of_their_base(make: Any) -> None:
+    base = schedules.cosine()
+    grid = make(base=base).grid(7)
+    assert (grid.times[0], grid.times[-1]) == (999, 0)
+    assert grid.sigmas[0] / grid.alphas[0] == pytest.approx(
+        float(base.sigmas[-1] / base.alphas[-1]), rel=1e-12
+    )
+    assert (grid.alphas[-1], grid.sigmas[-1]) == (1.0, 0.0)
+
+
+def test_variance_exploding_levels() -> None:
+    grid = schedules.karras().grid(5)
+    assert grid.alphas == (1.0,) * 6
+    assert (grid.sigmas[0], grid.sigmas[-2], grid.sigmas[-1]) == (80.0, 0.002, 0.0)
+    assert grid.times == grid.sigmas[:-1]
+    uniform = schedules.exponential(0.01, 10.0).grid(4)
+    steps = [math.log(a / b) for a, b in zip(uniform.sigmas, uniform.sigmas[1:-1], strict=False)]
+    assert steps == pytest.approx([math.log(10.0)] * 3)
+
+
+def test_flow_levels() -> None:
+    grid = schedules.flow(3.0).grid(4)
+    assert (grid.sigmas[0], grid.alphas[0], grid.sigmas[-1]) == (1.0, 0.0, 0.0)
+    assert (grid.lambdas[0], grid.lambdas[-1]) == (-math.inf, math.inf)
+    assert schedules.flow(mu=math.log(3.0)).shifted(0.5) == pytest.approx(0.75)
+    assert schedules.flow(shift_terminal=0.1).grid(5).sigmas[-2] == pytest.approx(0.1)
+    # explicit timesteps are T sigma before the shift
+    assert schedules.flow(3.0).grid([1000, 500]).sigmas == pytest.approx((1.0, 0.75, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: schedules.linear().grid(0), "steps: expected 1 to 1000, got 0"),
+        (lambda: schedules.linear().grid(1001), "steps: expected 1 to 1000"),
+        (lambda: schedules.linear().grid(5, Placement("evenly")), "timestep_spacing"),  # type: ignore[arg-type]
+        (lambda: schedules.linear().grid([10, 20]), "noise levels must decrease"),
+        (lambda: schedules.linear().grid([]), "steps"),
+        (lambda: schedules.linear().grid([1000.0]), "outside"),
+        (lambda: schedules.linear().grid(5, final="none"), "final_sigmas_type"),  # type: ignore[arg-type]
+        (lambda: schedules.karras().grid([3.0, 1.0]), "pass a number of steps"),
+        (lambda: schedules.karras(2.0, 1.0), "0 < sigma_min < sigma_max"),
+        (lambda: schedules.karras(rho=0.0), "rho"),
+        (lambda: schedules.flow(0.0), "positive shift"),
+        (lambda: schedules.flow(mu=1.0, time_shift_type="cubic"), "time_shift_type"),  # type: ignore[arg-type]
+        (lambda: schedules.flow(shift_terminal=0.1).grid(1), "shift_terminal"),
+        (lambda: schedules.from_alphas_cumprod(torch.tensor([0.5])), r"shape \[T\]"),
+        (lambda: schedules.from_alphas_cumprod(torch.tensor([0.5, 0.7])), "strictly decrease"),
+        (lambda: schedules.from_alphas_cumprod(torch.tensor([1.5, 0.7])), "strictly decrease"),
+    ],
+)
+def test_refusals(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
