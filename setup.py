@@ -7,7 +7,7 @@ Environment variables, all optional:
                           through CUDACXX, CUDA_HOME (or CUDA_PATH), PATH and /usr/local/cuda, in this order.
     TORCH_CUDA_ARCH_LIST  compute capabilities to compile for, separated by spaces or semicolons: "9.0a" or
                           "8.0;9.0a;10.0f+PTX". Unset: Ampere to Blackwell, whatever GPU this machine has.
-    MAX_JOBS              compiler processes at a time. Unset: one per CPU and per 2 GiB of free memory.
+    MAX_JOBS              compiler processes at a time. Unset: one per CPU and per 2 GiB of available memory.
     CMAKE_ARGS            more arguments for CMake, e.g. "-DCMAKE_BUILD_TYPE=Debug".
     CXX, CXXFLAGS         the C++ compiler and its additional flags, as CMake reads them.
 
@@ -30,8 +30,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 
-# Machine code for each generation, which every GPU of that generation runs (8.0 serves 8.6 and 8.9), and PTX of
-# the oldest for all that come after.
+# Machine code for each generation (that for 8.0 serves 8.6 and 8.9 too), and PTX of the oldest for the rest.
 DEFAULT_ARCHS = "8.0+PTX 9.0a 10.0f 12.0f"
 # nvcc knows the Blackwell family targets from 12.9 on.
 DEFAULT_ARCHS_BEFORE_12_9 = "8.0+PTX 9.0a"
@@ -86,8 +85,10 @@ def job_count() -> int:
         if not jobs.isdigit() or int(jobs) == 0:
             raise SystemExit(f"MAX_JOBS must be a positive integer, got {jobs!r}")
         return int(jobs)
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(len(os.sched_getaffinity(0)), free_bytes // BYTES_PER_JOB))
+    # Not the free pages of sysconf: most of a busy machine's memory is file cache, there for the taking.
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    jobs_in_memory = int(available[1]) * 1024 // BYTES_PER_JOB if available else 1
+    return max(1, min(len(os.sched_getaffinity(0)), jobs_in_memory))
 
 
 def tool(name: str, folder_attribute: str) -> str:
