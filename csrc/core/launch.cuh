@@ -16,13 +16,13 @@ namespace fastdiff {
 inline constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1;
 inline constexpr unsigned kMaxGridYZ = 65535;
 inline constexpr unsigned kMaxBlockThreads = 1024;
-inline constexpr size_t kDefaultDynamicSmem =
-    48 * 1024;  // a kernel may use more only after it has asked for it
+inline constexpr size_t kDefaultDynamicSmem = 48 * 1024;  // for more, a kernel has to ask
 
 namespace detail {
 
 inline std::string text(dim3 d) {
-  return std::string("(").append(std::to_string(d.x)) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
+  return std::string("(").append(std::to_string(d.x)) + ", " + std::to_string(d.y) + ", " +
+         std::to_string(d.z) + ")";
 }
 
 inline void check_shape(dim3 grid, dim3 block) {
