@@ -112,4 +112,7 @@ def noise_key(seed: Seed | None, device: torch.device) -> torch.Tensor:
         if seed is None
         else torch.tensor(seed, dtype=torch.int64)
     )
-    return torch.stack((seeds, torch.zeros_like(seeds)), -1).to(device)
+    key = torch.stack((seeds, torch.zeros_like(seeds)), -1)
+    if device.type == "cuda":  # from pinned memory, so that nobody waits for the copy
+        return key.pin_memory().to(device, non_blocking=True)
+    return key.to(device)

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a GPU can show: streams, graphs, syncs, other array libraries, and the contract on device tensors."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fastdiff
+import pytest
+import torch
+from fastdiff import _C, linear_step, planners, schedules
+from fastdiff._case import Case
+from fastdiff.planners import Plan
+from fastdiff.solver.linear_step_cases import NOISY_STEP, SOLVER_STEP, program
+from torch import Tensor
+
+from tests.kit.compare import assert_same_bits
+from tests.kit.ops import CASES, Op, case_id
+from tests.kit.trees import Canary, at_offset, map_tensors, tensors_of, with_gaps
+
+
+def why_not() -> str | None:
+    """What keeps these tests from running: `torch.cuda.is_available()` and `fastdiff info` say the same."""
+    if not torch.cuda.is_available():
+        return f"no CUDA device: torch.cuda.is_available() is False (torch {torch.__version__})"
+    if not _C.facts()["has_cuda"]:
+        return 'fastdiff was built without CUDA: fastdiff._C.facts()["has_cuda"] is False'
+    return None
+
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+each_case = pytest.mark.parametrize(("op", "case"), CASES, ids=case_id)
+
+DOUBLE = program([[2.0, 0.0, 0.0]])  # y = 2 x
+NOISE = program([[0.0, 0.0, 1.0]])  # y = z
+
+
+# ---- the contract, on the device -------------------------------------------------------------------------------
+
+
+@functools.cache
+def on_cpu(op: Op, name: str) -> tuple[Tensor, ...]:
+    case = next(case for o, case in CASES if o is op and case.name == name)
+    return tuple(op.function(*case.args, **case.kwargs))
+
+
+def on_device(case: Case, change: Any = lambda t: t) -> tuple[Any, Any]:
+    """The arguments as CUDA tensors; `rng` is one value and keeps its layout."""
+    args, kwargs = map_tensors((case.args, case.kwargs), lambda t: change(t.cuda()))
+    return args, kwargs | ({"rng": case.kwargs["rng"].cuda()} if "rng" in case.kwargs else {})
+
+
+def back(results: Any) -> list[Tensor]:
+    return [t.cpu() for t in results]
+
+
+@each_case
+def test_same_bits_every_time(op: Op, case: Case) -> None:
+    args, kwargs = on_device(case)
+    for _ in range(3):
+        assert_same_bits(back(op.function(*args, **kwargs)), on_cpu(op, case.name), f"{op} {case}")
+
+
+@pytest.mark.parametrize("elements", [1, 2, 3, 4, 7, 8, 15])
+@each_case
+def test_any_storage_offset(op: Op, case: Case, elements: int) -> None:
+    args, kwargs = on_device(case, lambda t: at_offset(t, elements))
+    got = op.function(*args, **kwargs)
+    assert_same_bits(back(got), on_cpu(op, case.name), f"{op} {case} at storage offset {elements}")
+
+
+@each_case
+def test_any_strides(op: Op, case: Case) -> None:
+    args, kwargs = on_device(case, with_gaps)
+    assert_same_bits(back(op.function(*args, **kwargs)), on_cpu(op, case.name), f"{op} {case} with gaps")
+
+
+@each_case
+def test_out_writes_its_elements_and_nothing_else(op: Op, case: Case) -> None:
+    args, kwargs = on_device(case)
+    for layout in (lambda t: t, with_gaps):
+        canaries = [Canary(layout(t.cuda())) for t in on_cpu(op, case.name)]
+        op.function(*args, **kwargs, out=[c.tensor for c in canaries])
+        assert_same_bits(back(c.tensor for c in canaries), on_cpu(op, case.name), f"{op} {case}, out=")
+        assert all(c.is_alive() for c in canaries), f"{op} {case}: wrote outside an output"
+
+
+@each_case
+def test_out_may_be_an_input(op: Op, case: Case) -> None:
+    args, kwargs = on_device(case, lambda t: t.clone())
+    left = list(tensors_of(args[0]))
+    out = []
+    for like in on_cpu(op, case.name):
+        chosen = next((t for t in left if t.shape == like.shape and t.dtype == like.dtype), None)
+        left = [t for t in left if t is not chosen]
+        out.append(torch.empty_like(like, device="cuda") if chosen is None else chosen)
+    op.function(*args, **kwargs, out=out)
+    assert_same_bits(back(out), on_cpu(op, case.name), f"{op} {case}, in place")
+
+
+@pytest.mark.parametrize("shape", [(1 << 22,), (3, 1 << 20), (70_000, 5)])
+def test_large_noise_has_the_same_bits(shape: tuple[int, ...]) -> None:
+    x, rng = torch.randn(2, *shape), torch.tensor([2**40 + 7, -3])
+    per_sample = (
+        torch.stack([torch.arange(shape[0]), torch.arange(shape[0]) - 2], 1) if len(shape) > 1 else rng
+    )
+    for key in (rng, per_sample):
+        want = linear_step(list(x), program(NOISY_STEP), rng=key)
+        got = linear_step(list(x.cuda()), program(NOISY_STEP).cuda(), rng=key.cuda())
+        assert_same_bits(back(got), want, f"noise of {shape}, rng {list(key.shape)}")
+
+
+# ---- devices and streams ---------------------------------------------------------------------------------------
+
+
+def test_runs_on_the_current_stream() -> None:
+    """Work queued before on the same stream is seen: a launch elsewhere would read x before it is filled."""
+    x, table = torch.zeros(1 << 16, device="cuda"), DOUBLE.cuda()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        x.fill_(3.0)
+        (y,) = linear_step([x], table)
+        y.add_(1.0)
+    stream.synchronize()
+    assert y.unique().tolist() == [7.0]
+
+
+def test_refuses_tensors_on_different_devices() -> None:
+    x = torch.ones(4, device="cuda")
+    with pytest.raises(
+        RuntimeError, match=r"fastdiff::linear_step: table must be on cuda:0 like inputs\[0\], got cpu"
+    ):
+        linear_step([x], DOUBLE)
+
+
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason=f"needs two devices, found {torch.cuda.device_count()}"
+)
+def test_runs_on_the_device_of_its_inputs() -> None:
+    x = torch.ones(1000, device="cuda:1")
+    (y,) = linear_step([x], DOUBLE.to("cuda:1"))
+    assert torch.cuda.current_device() == 0
+    assert y.device == x.device
+    assert y.unique().tolist() == [2.0]
+
+
+# ---- whole plans: graphs, syncs, allocations -------------------------------------------------------------------
+
+STEPS = 8
+PLANS = {
+    "dpm_solver_pp": planners.dpm_solver_pp(schedules.cosine(), STEPS, prediction="v").guided(3.0),
+    "ddim": planners.ddim(schedules.scaled_linear(), STEPS, eta=1.0, clip_sample=1.0),
+    "euler": planners.euler(schedules.flow(), STEPS),
+}
+each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=list(PLANS))
+SEED = torch.tensor([1234, 0])
+
+
+def predict(plan: Plan, x: Tensor) -> Any:
+    """Powers of two: exact, so that a run has the same bits on CPU and GPU."""
+    return (0.5 * x, 0.25 * x) if plan.is_guided else 0.5 * x
+
+
+def loop(plan: Plan, x: Tensor) -> Tensor:
+    return plan.run(lambda x, t: predict(plan, x), x, seed=SEED.to(x.device) if plan.stochastic else None)
+
+
+@contextmanager
+def syncs_are_errors() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def capture(work: Any) -> torch.cuda.CUDAGraph:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each_plan
+def test_run_has_the_same_bits_as_on_the_cpu(plan: Plan, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 4, 16, 16).to(dtype)
+    assert_same_bits([loop(plan, x.cuda()).cpu()], [loop(plan, x)], plan.solver)
+
+
+@each_plan
+def test_one_captured_step_replays_the_whole_plan(plan: Plan) -> None:
+    start = torch.randn(2, 4, 16, 16, device="cuda")
+    x, counter = start.clone(), torch.zeros((), dtype=torch.int64, device="cuda")
+    history = tuple(torch.zeros_like(x) for _ in plan.history)
+    seed = SEED.cuda() if plan.stochastic else None
+
+    def step() -> None:
+        new_x, new_history = plan.step(counter, x, predict(plan, x), history, seed=seed)
+        x.copy_(new_x)
+        for slot, value in zip(history, new_history, strict=True):
+            slot.copy_(value)
+        counter.add_(1)
+
+    graph = capture(step)
+    for _ in range(2):  # a graph can be replayed for another sample
+        x.copy_(start)
+        counter.zero_()
+        for _ in range(plan.steps):
+            graph.replay()
+        assert_same_bits([x.cpu()], [loop(plan, start.cpu())], f"{plan.solver}, replayed")
+
+
+@each_plan
+def test_a_captured_run_follows_its_input(plan: Plan) -> None:
+    x = torch.randn(2, 4, 16, 16, device="cuda")
+    seed = SEED.cuda() if plan.stochastic else None
+    result: list[Tensor] = []
+    graph = capture(lambda: result.append(plan.run(lambda x, t: predict(plan, x), x, seed=seed)))
+    for _ in range(2):
+        x.normal_()
+        graph.replay()
+        assert_same_bits([result[-1].cpu()], [loop(plan, x.cpu())], f"{plan.solver}, captured")
+
+
+@each_plan
+def test_a_run_never_waits_for_the_device(plan: Plan) -> None:
+    x = torch.randn(2, 4, 16, 16, device="cuda")
+    seed = SEED.cuda() if plan.stochastic else None
+    plan.run(
+        lambda x, t: predict(plan, x), x, seed=seed
+    )  # the first run copies the plan's table to the device
+    with syncs_are_errors():
+        plan.run(lambda x, t: predict(plan, x), x, seed=seed)
+
+
+@each_plan
+def test_steps_allocate_nothing(plan: Plan) -> None:
+    x = torch.randn(2, 4, 16, 16, device="cuda")
+    predictions = predict(plan, x.clone())
+    seed = SEED.cuda() if plan.stochastic else None
+    x, history = plan.step(0, x, predictions, seed=seed, inplace=True)
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    for i in range(1, plan.steps):
+        x, history = plan.step(i, x, predictions, history, seed=seed, inplace=True)
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+# ---- without torch ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own_stream", [False, True], ids=["default_stream", "own_stream"])
+def test_takes_cupy_arrays(own_stream: bool) -> None:
+    cupy = pytest.importorskip("cupy")
+    x = torch.randn(4, 2, 3, 64)
+    table, rng = program(SOLVER_STEP), torch.tensor([5, 6])
+    table[1, 6] = 0.5
+    want = linear_step(list(x), table, rng=rng, dtypes=[torch.float32, torch.float16])
+    stream = cupy.cuda.Stream(non_blocking=True) if own_stream else cupy.cuda.Stream.null
+    with stream:
+        inputs = [cupy.asarray(t.numpy()) for t in x]
+        out = [cupy.empty(x.shape[1:], dtype) for dtype in ("float32", "float16")]
+        arguments = {"rng": cupy.asarray(rng.numpy()), "stream": stream.ptr}
+        _C.linear_step(inputs, cupy.asarray(table.numpy()), out, **arguments)
+        got = [torch.from_numpy(cupy.asnumpy(y)) for y in out]
+    assert_same_bits(got, want, "CuPy")
+
+
+# ---- refusals on the device ------------------------------------------------------------------------------------
+
+BAD = {
+    "step past the end": ("step=torch.tensor(3, device='cuda')", "step is outside the table"),
+    "negative step": ("step=torch.tensor(-1, device='cuda')", "step is outside the table"),
+    "noise without rng": ("step=torch.tensor(2, device='cuda')", "rng is needed"),
+}
+
+
+@pytest.mark.parametrize(("option", "message"), BAD.values(), ids=[name.replace(" ", "_") for name in BAD])
+def test_bad_values_stop_the_kernel(option: str, message: str) -> None:
+    """In a process of its own: a stopped kernel ends the CUDA context."""
+    script = f"""
+        import torch, fastdiff
+        table = torch.tensor([[[1.0, 0, 0, -9, 9]], [[1.0, 0, 0, -9, 9]], [[1.0, 0, 1, -9, 9]]], device="cuda")
+        try:
+            fastdiff.linear_step([torch.ones(64, device="cuda")], table, {option})
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print("refused:", error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "refused:" in run.stdout, run.stdout + run.stderr
+    assert f"fastdiff::linear_step: {message}" in run.stderr
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skipped", [0, 1], ids=["aligned", "misaligned"])
+def test_more_than_2_to_the_31_elements(skipped: int) -> None:
+    count = 2**31 + 12
+    needed = 2 * count + (1 << 30)
+    free = torch.cuda.mem_get_info()[0]
+    if free < needed:
+        pytest.skip(f"needs {needed} bytes of device memory, {free} are free (torch.cuda.mem_get_info())")
+    x = torch.zeros(count + skipped, dtype=torch.float16, device="cuda")[skipped:]
+    x[-12:] = torch.arange(12, device="cuda")
+    x[2**30] = 3.0
+    linear_step([x], DOUBLE.cuda(), out=[x])
+    assert x[-12:].tolist() == [2.0 * i for i in range(12)]
+    assert float(x[2**30]) == 6.0
+    assert int(x[: 2**30].count_nonzero()) == 0
+
+
+def test_more_samples_than_a_grid_has_rows() -> None:
+    """Coefficients per sample put the samples on the grid's second axis, which ends at 65535."""
+    count = 3 * 65535 + 5
+    scale = torch.randn(count)
+    table = torch.zeros(count, 1, 5)
+    table[:, 0, 0], table[:, 0, 3], table[:, 0, 4] = scale, -torch.inf, torch.inf
+    x = torch.randn(count, 3)
+    (got,) = linear_step([x.cuda()], table.cuda())
+    assert_same_bits([got.cpu()], linear_step([x], table), f"{count} samples")
+
+
+def test_the_device_is_the_one_reported() -> None:
+    devices = _C.cuda_facts()["devices"]
+    assert devices[0]["name"] == torch.cuda.get_device_name(0)
+    assert fastdiff.isa() in _C.facts()["isas"]

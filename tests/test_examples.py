@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every program in examples/ runs by itself and prints what it is about."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import fastdiff
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples"
+MAX_LINES = 60
+
+# What must be in the output of each program.
+EXPECTED = {
+    "compile_one_graph": r"10 steps, 1 graph, result finite: True",
+    "cuda_graph": r"same bits as eager True" if torch.cuda.is_available() else r"no CUDA device",
+    "inpainting_paste": r"given half: largest difference 0\.0e\+00\nother half: standard deviation 0\.5",
+    "numpy_arrays": r"largest difference from NumPy [0-9]e-0[78]\n.*\n.*torch imported: False",
+    "per_request_seeds": r"(.*same bits True\n){4}",
+    "replace_diffusers_step": r"fastdiff: relative error \d\.\de-0[6-9]|diffusers is not installed",
+    "sample_gaussian": r"80 steps: mean 0\.7\d+, std 0\.20\d+, largest error \d\.\de-03",
+}
+
+
+def test_every_program_is_listed() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_program_runs(name: str) -> None:
+    path = FOLDER / f"{name}.py"
+    # The package that is under test, wherever it was imported from.
+    environment = os.environ | {"PYTHONPATH": str(Path(fastdiff.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(path)]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=300, cwd=FOLDER.parent
+    )
+    assert run.returncode == 0, run.stderr
+    assert re.search(EXPECTED[name], run.stdout), run.stdout
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_program_is_small(name: str) -> None:
+    assert len((FOLDER / f"{name}.py").read_text().splitlines()) < MAX_LINES
