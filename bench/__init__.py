@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks: ``fastdiff bench``. One file per op, named after it; ``kit`` measures, ``report`` shows."""

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fastdiff bench``: run the cases, print the table, save JSON and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import importlib
+import math
+import pkgutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import fastdiff
+import torch
+from fastdiff import bench
+from fastdiff.bench import kit, report
+from fastdiff.bench.kit import DTYPE_NAMES, Case, Row
+
+QUICK_ELEMENTS = 1 << 17  # the largest shapes of --quick
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--op", action="append", metavar="NAME", help="only this op; may be repeated")
+    parser.add_argument(
+        "--case", action="append", metavar="ID", help="only these cases; * and ? match anything"
+    )
+    parser.add_argument(
+        "--dtype", action="append", choices=sorted(DTYPE_NAMES.values()), help="may be repeated"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=2, help="of torch on the CPU (default: 2)")
+    parser.add_argument("--isa", choices=("baseline", "avx2", "avx512"), help="force the CPU kernels to it")
+    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: does it work?")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to save the results")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="where to save the plot")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show what changed since that run")
+    parser.add_argument(
+        "--repro", action="store_true", help="print, for each row, the command that measures it alone"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0: all results are right; 1: at least one is wrong; 2: nothing was measured."""
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("fastdiff bench: no CUDA device; `fastdiff info` says why", file=sys.stderr)
+        return 2
+    old = report.load(args.compare) if args.compare else None
+    chosen = choose(all_cases(), args)
+    if not chosen:
+        print("fastdiff bench: no case matches; without arguments all of them run", file=sys.stderr)
+        return 2
+    with settings(args.threads, args.isa):
+        print(report.header(report.environment(device)), end="\n\n")
+        rows = list(measured(chosen, device, kit.QUICK if args.quick else kit.Effort()))
+        data = report.document(rows, device)
+        show(rows)
+    if args.repro:
+        print("\nEach row alone:", *(repro(row.case, args) for row in rows), sep="\n  ")
+    if old is not None:
+        print(f"\nSince {args.compare} of {old['date']}:  {report.header(old['environment'])}")
+        report.show(*report.compare(old, data), left=2)
+    save(args, rows, data, device)
+    return 1 if any(row.wrong for row in rows) else 0
+
+
+def all_cases() -> list[Case]:
+    """The cases of every module in this package that has some: one per op, named after it."""
+    modules = [importlib.import_module(f"{bench.__name__}.{m.name}") for m in _op_modules()]
+    return [case for module in modules for case in module.cases()]
+
+
+def _op_modules() -> Iterator[pkgutil.ModuleInfo]:
+    ops = {name for name in fastdiff.__all__ if callable(getattr(fastdiff, name))}
+    return (m for m in pkgutil.iter_modules(bench.__path__) if m.name in ops)
+
+
+def choose(cases: Sequence[Case], args: argparse.Namespace) -> list[Case]:
+    """The cases that the arguments leave."""
+    return [
+        case
+        for case in cases
+        if (not args.op or case.op in args.op)
+        and (not args.dtype or DTYPE_NAMES[case.dtype] in args.dtype)
+        and (not args.case or any(fnmatch.fnmatchcase(case.id, pattern) for pattern in args.case))
+        and (not args.quick or math.prod(case.shape) <= QUICK_ELEMENTS)
+    ]
+
+
+@contextlib.contextmanager
+def settings(threads: int, isa: str | None) -> Iterator[None]:
+    """Threads and instruction set, for as long as it takes."""
+    before = torch.get_num_threads(), fastdiff.isa()
+    torch.set_num_threads(threads)
+    if isa is not None:
+        fastdiff.use_isa(isa)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        fastdiff.use_isa(before[1])
+
+
+def measured(cases: Sequence[Case], device: torch.device, effort: kit.Effort) -> Iterator[Row]:
+    """Each case's row, with the progress on stderr."""
+    is_terminal = sys.stderr.isatty()
+    start, end = ("\r\x1b[K", "") if is_terminal else ("", "\n")
+    for n, case in enumerate(cases, start=1):
+        print(
+            f"{start}[{n:>{len(str(len(cases)))}}/{len(cases)}] {case.id}",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
+        yield kit.measure(case, device, effort)
+    print(start, end=end, file=sys.stderr, flush=True)
+
+
+def show(rows: Sequence[Row]) -> None:
+    report.show(*report.table(rows))
+    print(f"\n{report.LEGEND}")
+    if targets := report.target_lines(rows):
+        met = sum(line[-1] == "met" for line in targets)
+        print(f"\nTargets: {met} of {len(targets)} met")
+        report.show(["case", "target", "measured", ""], targets, left=2)
+    for line in (report.noise_line(rows), *report.wrong_lines(rows)):
+        if line:
+            print(f"\n{line}")
+
+
+def repro(case: Case, args: argparse.Namespace) -> str:
+    """The command that measures one row as this run did."""
+    options = [f"--case {case.id}", f"--device {args.device}", f"--threads {args.threads}"]
+    options += [f"--isa {args.isa}"] if args.isa else []
+    options += ["--quick"] if args.quick else []
+    return " ".join(["fastdiff bench", *options])
+
+
+def save(
+    args: argparse.Namespace, rows: Sequence[Row], data: dict[str, object], device: torch.device
+) -> None:
+    """Where the arguments say; a whole run also where this machine's results are kept."""
+    whole = not (args.op or args.case or args.dtype or args.quick)
+    folder = report.results_folder(device)
+    stem = f"{device.type}-{args.threads}-threads" if device.type == "cpu" else device.type
+    stem += f"-{args.isa}" if args.isa else ""
+    json_path = args.json or (folder / f"{stem}.json" if whole else None)
+    plot_path = args.plot or (folder / f"{stem}.png" if whole else None)
+    if json_path:
+        report.save(json_path, data)
+        print(f"\nsaved {json_path}")
+    if plot_path:
+        report.plot(plot_path, rows, report.header(report.environment(device)))
+        print(f"saved {plot_path}")

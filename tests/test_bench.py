@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fastdiff bench`: what it refuses, what it saves, and what it says of a target. No test depends on a time."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("diffusers")
+
+from fastdiff.bench import kit, linear_step, linear_step_peers, main, report
+from fastdiff.bench.kit import Call, Case, Contender, Measurement, Row, Target, Verdict
+
+CPU = torch.device("cpu")
+BRIEF = kit.Effort(block=1e-6, seconds=0.0, min_rounds=2, max_rounds=2)
+X = torch.linspace(-1, 1, 64)
+
+
+def doubled() -> Sequence[Tensor]:
+    return (2 * X,)
+
+
+def nearly_doubled() -> Sequence[Tensor]:
+    """Wrong in one element, by 1 %."""
+    y = 2 * X
+    y[17] *= 1.01
+    return (y,)
+
+
+def a_case(*, eager: Call = doubled, ours: Call = doubled, targets: tuple[Target, ...] = ()) -> Case:
+    def build(device: torch.device) -> list[Contender]:
+        check = kit.close_to([2 * X.double()], roundoffs=1)
+        return [Contender("eager", eager, check), Contender(kit.OURS, ours, check, rival=None)]
+
+    return Case("linear_step", "double", "y = 2 x", (64,), torch.float32, 2, build, targets)
+
+
+def with_times(eager: float, ours: float, *, best: tuple[float, float], target: Target) -> Row:
+    """A row as if these medians and best times had been measured."""
+    times = {"eager": (eager, best[0], kit.OURS), kit.OURS: (ours, best[1], None)}
+    measurements = {
+        name: Measurement(name, rival, Verdict(0.0), median=median, best=fastest)
+        for name, (median, fastest, rival) in times.items()
+    }
+    return Row(a_case(targets=(target,)), measurements)
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    main.add_arguments(parser)
+    return main.run(parser.parse_args(arguments))
+
+
+# ---- a wrong result --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("culprit", ["eager", "ours"])
+def test_a_wrong_result_is_neither_timed_nor_compared(culprit: str) -> None:
+    row = kit.measure(a_case(**{culprit: nearly_doubled}), CPU, BRIEF)
+    name = {"eager": "eager", "ours": kit.OURS}[culprit]
+    wrong = row.measurements[name]
+    assert wrong.verdict.wrong is not None
+    assert "relative error 4.6e-03" in wrong.verdict.wrong
+    assert math.isnan(wrong.median)
+    assert wrong.rounds == 0
+    assert row.ratio("eager") is None
+    assert row.met(Target("eager", factor=1e-9)) is None
+
+
+def test_a_wrong_result_shows_and_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = a_case(ours=nearly_doubled, targets=(Target("eager", factor=1e-9),))
+    monkeypatch.setattr(main, "all_cases", lambda: [wrong])
+    assert run("--quick", "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")) == 1
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if "WRONG" in line)
+    assert "×" not in row
+    assert "not measured" in printed
+    saved = report.load(tmp_path / "r.json")["rows"][0]
+    assert saved["ratios"] == {"eager": None}
+    assert saved["gb_per_s"] is None
+    assert saved["copy_share"] is None
+    assert "relative error" in saved["results"]["fastdiff"]["wrong"]
+
+
+@pytest.mark.parametrize(
+    ("got", "why"),
+    [
+        (2 * X[:32], "shapes"),
+        (torch.where(X > 0.5, math.nan, 2 * X), "relative error nan"),
+        (2 * X + 1e-6, "relative error"),
+    ],
+    ids=["shape", "NaN", "small error"],
+)
+def test_check_refuses(got: Tensor, why: str) -> None:
+    verdict = kit.close_to([2 * X.double()], roundoffs=1)([got])
+    assert verdict.wrong is not None
+    assert why in verdict.wrong
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "right"), [(0.0, 1.0, True), (0.1, 1.0, False), (0.0, 1.1, False)]
+)
+def test_fresh_noise_is_checked_by_its_moments(shift: float, scale: float, right: bool) -> None:
+    mean = torch.ones(100_000, dtype=torch.float64)
+    z = torch.randn(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    verdict = kit.normal_around(mean, 0.5)([mean + 0.5 * (scale * z + shift)])
+    assert (verdict.wrong is None) == right
+
+
+# ---- the cases -------------------------------------------------------------------------------------------------
+
+
+def test_cases_have_distinct_ids() -> None:
+    ids = [case.id for case in main.all_cases()]
+    assert len(set(ids)) == len(ids)
+    assert "linear_step/cfg_dpmpp_2m/1x4x64x64/bf16" in ids
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in linear_step.cases() if c.shape in ((1, 1, 4, 4), (1, 4, 64, 64))], ids=lambda c: c.id
+)
+def test_every_contender_is_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Compilation takes seconds and is torch's; the expression that it compiles runs here as it is.
+    monkeypatch.setattr(linear_step_peers, "compiled", linear_step_peers.with_tensors)
+    with torch.no_grad():
+        contenders = case.build(CPU)
+        assert {c.name for c in contenders} >= {"eager", "torch.compile", "fastdiff"}
+        assert {c.name: kit.verify(c).wrong for c in contenders} == {c.name: None for c in contenders}
+
+
+def test_our_step_is_closer_to_float64_than_eager() -> None:
+    for case in linear_step.cases():
+        if case.name != "cfg_dpmpp_2m" or case.shape != (1, 4, 64, 64):
+            continue
+        with torch.no_grad():
+            errors = {c.name: kit.verify(c).error for c in case.build(CPU) if c.name in ("eager", "fastdiff")}
+        assert errors["fastdiff"] <= errors["eager"]
+
+
+def test_a_loop_starts_again_after_reset() -> None:
+    case = next(c for c in linear_step.cases() if c.shape == (1, 1, 4, 4))
+    for contender in case.build(CPU):
+        if contender.reset is None:
+            continue
+        with torch.no_grad():
+            assert [kit.verify(contender).wrong for _ in range(2)] == [None, None]
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("eager", "best", "met"),
+    [(6.5, (6.1, 1.0), True), (5.9, (6.1, 1.0), False), (600.0, (5.9, 1.0), False)],
+    ids=["met", "missed", "met by stalls only"],
+)
+def test_target_needs_medians_and_best_times(eager: float, best: tuple[float, float], met: bool) -> None:
+    row = with_times(eager, 1.0, best=best, target=Target("eager", factor=6.0))
+    assert row.met(row.case.targets[0]) is met
+    assert report.target_lines([row])[0][-1] == ("met" if met else "MISSED")
+    assert report.table([row])[1][0][3].endswith("✓" if met else "✗")
+
+
+@pytest.mark.parametrize(("ours", "met"), [(14e-6, True), (16e-6, False)])
+def test_target_in_seconds(ours: float, met: bool) -> None:
+    row = with_times(1.0, ours, best=(1.0, ours), target=Target(kit.OURS, seconds=15e-6))
+    assert row.met(row.case.targets[0]) is met
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.6e-7, "0.76 µs"), (1.234e-5, "12.3 µs"), (4.56e-3, "4.56 ms"), (123.4, "123 s")]
+)
+def test_time_text(seconds: float, text: str) -> None:
+    assert report.time_text(seconds) == text
+
+
+def test_plain_table_is_aligned_and_names_an_op_once() -> None:
+    lines = list(report.plain(["op", "time"], [["a", "1 ms"], ["a", "12 ms"], ["b", "3 ms"]], left=1))
+    assert lines == ["op   time", "a    1 ms", "    12 ms", "", "b    3 ms"]
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder to run in, and one case to run."""
+    monkeypatch.setattr(main, "all_cases", lambda: [a_case(targets=(Target("eager", factor=2.0),))])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_run_saves_json_and_plot(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A whole run, since no filter is given: both files go to the default folder.
+    assert run("--threads", "1") == 0
+    printed = capsys.readouterr().out
+    for word in ("eager", "fastdiff", "GB/s", "of copy", "fp32", "1 of", "Targets:"):
+        assert word in printed
+    data = report.load(tiny / "fastdiff-bench/cpu-1-threads.json")
+    assert (tiny / "fastdiff-bench/cpu-1-threads.png").read_bytes().startswith(b"\x89PNG")
+    assert data["environment"]["threads"] == 1
+    assert data["environment"]["torch"] == torch.__version__
+    (row,) = data["rows"]
+    assert row["id"] == "linear_step/double/64/fp32"
+    assert row["bytes"] == 2 * 64 * 4
+    assert set(row["results"]) == {"eager", "fastdiff", "copy_"}
+    for result in row["results"].values():
+        low, high = result["quartiles_s"]
+        assert result["wrong"] is None
+        assert result["clock"] == "wall"
+        assert 0 < result["best_s"] <= low <= result["median_s"] <= high
+    assert row["ratios"]["eager"] == pytest.approx(
+        row["results"]["eager"]["median_s"] / row["results"]["fastdiff"]["median_s"]
+    )
+    assert [set(target) for target in row["targets"]] == [{"target", "met"}]
+
+
+def test_run_restores_threads(tiny: Path) -> None:
+    before = torch.get_num_threads()
+    assert run("--threads", "1", "--quick") == 0
+    assert torch.get_num_threads() == before
+
+
+def test_part_of_the_cases_does_not_replace_the_machine_s_results(tiny: Path) -> None:
+    assert run("--case", "*/double/*") == 0
+    assert list(tiny.iterdir()) == []
+
+
+def test_repro_command_runs_the_same_row(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--quick", "--threads", "1", "--repro") == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if "fastdiff bench --case" in line)
+    assert command.strip() == (
+        "fastdiff bench --case linear_step/double/64/fp32 --device cpu --threads 1 --quick"
+    )
+    assert run(*command.split()[2:]) == 0
+
+
+def test_compare_shows_then_and_now(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--quick", "--json", "old.json") == 0
+    capsys.readouterr()
+    assert run("--quick", "--compare", "old.json") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.split()[:2] == ["linear_step/double/64/fp32", "fastdiff"]
+    assert line.count("%") == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"schema": "other"}', '{"schema": "fastdiff-bench", "version": 0}']
+)
+def test_compare_refuses_other_documents(tiny: Path, content: str) -> None:
+    (tiny / "old.json").write_text(content)
+    with pytest.raises(ValueError, match="expected a fastdiff-bench document of version 1"):
+        run("--compare", "old.json")
+
+
+def test_nothing_to_measure_is_an_error(tiny: Path) -> None:
+    assert run("--op", "no_such_op") == 2
+
+
+def test_json_has_no_nan(tiny: Path) -> None:
+    row = kit.measure(dataclasses.replace(a_case(eager=nearly_doubled)), CPU, BRIEF)
+    report.save(tiny / "r.json", report.document([row], CPU))
+    json.loads((tiny / "r.json").read_text(), parse_constant=lambda name: pytest.fail(name))
