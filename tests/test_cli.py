@@ -21,7 +21,13 @@ from tests.kit.backends import usable_isas
 def test_info_names_versions_builds_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for wanted in (fastdiff.__version__, torch.__version__, "instruction sets built", "in use", fastdiff.isa()):
+    for wanted in (
+        fastdiff.__version__,
+        torch.__version__,
+        "instruction sets built",
+        "in use",
+        fastdiff.isa(),
+    ):
         assert wanted in text
     if not torch.cuda.is_available():
         assert "no:" in text, "says why CUDA is not available"

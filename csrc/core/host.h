@@ -44,11 +44,11 @@ class On {
   void* stream_ = nullptr;
 };
 
-// range(begin, end) over [0, total), cut at multiples of `tile`; on this thread if total <= serial.
+// range(begin, end) over [0, total), cut at multiples of `tile`; on this thread if total < serial.
 // `range` must not throw: it may run on a worker thread.
 template <class Range>
 void parallel_ranges(int64_t total, int64_t tile, int64_t serial, const Range& range) {
-  if (total <= serial) return range(int64_t{0}, total);
+  if (total < serial) return range(int64_t{0}, total);
   const int64_t tiles = (total + tile - 1) / tile;
   const int64_t grain = std::max<int64_t>(1, serial / 2 / tile);
   torch::stable::parallel_for(0, tiles, grain, [&](int64_t first, int64_t last) {

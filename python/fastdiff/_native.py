@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +46,15 @@ def load() -> None:
     wanted = os.environ.get(ISA_VARIABLE)
     if wanted:
         use_isa(wanted)
+
+
+def mark_written(tensors: Sequence[torch.Tensor]) -> None:
+    """Tell autograd that an operator has written these tensors, so that it refuses to use what it saved of them.
+
+    Operators of the stable ABI do not do this themselves. A compiled graph does it for the whole graph.
+    """
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
 
 
 def isa() -> str:

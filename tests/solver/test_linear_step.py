@@ -312,6 +312,14 @@ def test_gradients_leave_the_values_alone() -> None:
     assert leaves[4].grad.shape == (1, 4, 8, 8)
 
 
+def test_autograd_notices_what_is_overwritten() -> None:
+    weight, saved = torch.randn(2, 3, 4, requires_grad=True), X.clone()
+    product = (weight * saved).sum()
+    linear_step([saved, X], SUM, out=[saved])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
 def test_gradients_stop_where_the_bounds_bite() -> None:
     x = torch.tensor([-2.0, -1.0, 0.5, 1.0, 3.0], requires_grad=True)
     (y,) = linear_step([x], program([[1.0, 0.0, 0.0]], [(-1.0, 1.0)]))

@@ -217,9 +217,21 @@ class Loop {
   bool may_sum_in_place(int i) const {
     const Operand& y = p_.output[i];
     if (!y.data || y.stride[0] != 1 || part_of(y.dtype) != kArithmetic || p_.stream) return false;
-    for (int t = program_.terms[i]; t < program_.terms[p_.rows]; ++t) {
+    const int still_read = is_one_pass(i) ? program_.terms[i + 1] : program_.terms[i];
+    for (int t = still_read; t < program_.terms[p_.rows]; ++t) {
       const int k = program_.term[t].source;
       if (k < p_.inputs && p_.input[k].data == y.data) return false;
+    }
+    return true;
+  }
+
+  // One chain forms the row: each element's inputs are read before its sum is written.
+  bool is_one_pass(int i) const {
+    if (program_.terms[i + 1] - program_.terms[i] > kChain) return false;
+    for (int t = program_.terms[i]; t < program_.terms[i + 1]; ++t) {
+      const Term<T>& term = program_.term[t];
+      if (term.varying || (term.source < p_.inputs && part_of(p_.input[term.source].dtype) != kArithmetic))
+        return false;
     }
     return true;
   }

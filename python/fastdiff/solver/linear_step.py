@@ -130,6 +130,7 @@ def linear_step(
     results = list(out)
     store = store_codes(tensors, table, dtypes if dtypes is not None else _dtypes_of_out(table, results))
     torch.ops.fastdiff.linear_step.out(tensors, table, step, store, *rest, out=results)
+    _native.mark_written(results)
     return tuple(results)
 
 
