@@ -137,7 +137,7 @@ def _launch(
     op, arguments = torch.ops.fastdiff.linear_step.out, [*inputs]
 
     def call() -> Sequence[Tensor]:
-        op(arguments, table, step, store, rng, None, None, None, None, None, out=out)
+        op(arguments, table, step, store, rng, None, None, None, None, None, results=out)
         return out
 
     return Contender(OURS, call, check, rival=None)

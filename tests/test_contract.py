@@ -133,10 +133,21 @@ def test_any_layout(op: Op, case: Case, layout: str) -> None:
 
 
 @each_case
+def test_fakes_know_shapes_strides_and_dtypes(op: Op, case: Case) -> None:
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        args, kwargs = map_tensors((case.args, case.kwargs), mode.from_tensor)
+        fakes = op.function(*args, **kwargs)
+    for fake, real in zip(fakes, plain(op, case.name), strict=True):
+        assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype), (
+            f"{op} {case}"
+        )
+
+
+@each_case
 def test_outputs_keep_the_layout_of_the_first_input(op: Op, case: Case) -> None:
     first = next(tensors_of(case.args))
     for result in plain(op, case.name):
-        if result.shape == first.shape:
+        if result.shape == first.shape and result.numel():
             assert result.stride() == torch.empty_like(first).stride(), f"{op} {case}"
 
 

@@ -13,17 +13,19 @@
 
 namespace fastdiff {
 
-enum class DType : int8_t { f32, f16, bf16, f64, c64, u8, b8, i64 };
+// int32 is here only to be named in refusals: no kernel takes it.
+enum class DType : int8_t { f32, f16, bf16, f64, c64, u8, b8, i64, i32 };
 
 constexpr const char* name(DType t) {
-  constexpr const char* names[] = {"float32",   "float16", "bfloat16", "float64",
-                                   "complex64", "uint8",   "bool",     "int64"};
+  constexpr const char* names[] = {"float32", "float16", "bfloat16", "float64", "complex64",
+                                   "uint8",   "bool",    "int64",    "int32"};
   return names[static_cast<int>(t)];
 }
 
 FASTDIFF_HD constexpr int size_of(DType t) {
   switch (t) {
     case DType::f32:
+    case DType::i32:
       return 4;
     case DType::f64:
     case DType::c64:
@@ -87,7 +89,8 @@ FASTDIFF_HD float widen(half_t x) {
   return bits_as<float>(sign | bits_as<uint32_t>(magnitude));
 }
 
-// Round to nearest even, overflow to infinity, subnormals kept; every NaN becomes the quiet NaN 0x7e00.
+// Round to nearest even, overflow to infinity, subnormals kept; a NaN becomes the quiet NaN 0x7e00 of its
+// sign.
 FASTDIFF_HD half_t to_half(float x) {
   const uint32_t u = bits_as<uint32_t>(x);
   const uint32_t sign = (u >> 16) & 0x8000u;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <dlfcn.h>
 
+#include <utility>
+
 #include "core/host.h"
 
 namespace fastdiff {
@@ -9,8 +11,8 @@ namespace {
 constexpr struct {
   DType dtype;
   int32_t code;  // c10::ScalarType
-} kCodes[] = {{DType::f32, 6}, {DType::f16, 5}, {DType::bf16, 15}, {DType::f64, 7},
-              {DType::c64, 9}, {DType::u8, 0},  {DType::b8, 11},   {DType::i64, 4}};
+} kCodes[] = {{DType::f32, 6}, {DType::f16, 5}, {DType::bf16, 15}, {DType::f64, 7}, {DType::c64, 9},
+              {DType::u8, 0},  {DType::b8, 11}, {DType::i64, 4},   {DType::i32, 3}};
 
 // libtorch_cuda.so is there only in a CUDA build of torch; a library that named its symbols could not be
 // loaded by a CPU-only torch. So the stream function is looked up in the copy that torch has loaded.
@@ -76,23 +78,53 @@ std::vector<TensorView> views_of(const char* op, const char* argument, const std
   return views;
 }
 
+namespace {
+
+// Which of two dimensions lies inside the other: > 0 if b does. 0 where the strides do not say: a stride of 0
+// (expanded), or equal strides and a that is no larger.
+int inside(const TensorView& view, int a, int b) {
+  const int64_t x = view.strides[a], y = view.strides[b];
+  if (x == 0 || y == 0) return 0;
+  if (x != y) return x < y ? -1 : 1;
+  return view.sizes[a] > view.sizes[b] ? 1 : 0;
+}
+
+// Strides without gaps in the order in which `like` has its dimensions in memory, as torch.empty_like chooses
+// them. The comparison is no strict order (0 means "look further"), hence an insertion sort and no std::sort.
+void dense_strides(const TensorView& like, int64_t* strides) {
+  int order[kMaxRank];  // innermost first
+  for (int d = 0; d < like.rank; ++d) order[d] = like.rank - 1 - d;
+  for (int next = 1; next < like.rank; ++next) {
+    int moving = next;
+    for (int other = next - 1; other >= 0; --other) {
+      const int comparison = inside(like, order[other], order[moving]);
+      if (comparison < 0) break;
+      if (comparison == 0) continue;
+      std::swap(order[other], order[moving]);
+      moving = other;
+    }
+  }
+  int64_t step = 1;
+  for (int n = 0; n < like.rank; ++n) {
+    strides[order[n]] = step;
+    if (like.sizes[order[n]] > 1) step *= like.sizes[order[n]];
+  }
+}
+
+}  // namespace
+
 Tensor empty_output(const TensorView& like, int rank, const int64_t* sizes, DType dtype) {
   int64_t strides[kMaxRank];
-  const bool same_shape = std::equal(sizes, sizes + rank, like.sizes);
-  if (same_shape && is_dense(like)) {
+  if (!std::equal(sizes, sizes + rank, like.sizes)) {
+    int64_t step = 1;
+    for (int d = rank - 1; d >= 0; --d) {
+      strides[d] = step;
+      step *= std::max<int64_t>(1, sizes[d]);
+    }
+  } else if (is_dense(like)) {
     std::copy_n(like.strides, rank, strides);
   } else {
-    // As torch.empty_like does for layouts with gaps or overlaps: dense, in the order of the strides.
-    int order[kMaxRank];
-    for (int d = 0; d < rank; ++d) order[d] = rank - 1 - d;
-    if (same_shape) {
-      std::stable_sort(order, order + rank, [&](int a, int b) { return like.strides[a] < like.strides[b]; });
-    }
-    int64_t next = 1;
-    for (int n = 0; n < rank; ++n) {
-      strides[order[n]] = next;
-      next *= std::max<int64_t>(1, sizes[order[n]]);
-    }
+    dense_strides(like, strides);
   }
   const bool cpu = like.device.type == DeviceType::cpu;
   const int32_t device_type = cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda();

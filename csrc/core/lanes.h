@@ -240,7 +240,6 @@ struct Lanes<float> {
   using V = __m512;
   using U = __m512i;
   static constexpr int width = 16;
-  static constexpr int alignment = 64;
   static U iota() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
   static U load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
   static V load(const float* p) { return _mm512_loadu_ps(p); }
@@ -294,7 +293,6 @@ template <>
 struct Lanes<double> {
   using V = __m512d;
   static constexpr int width = 8;
-  static constexpr int alignment = 64;
   static V load(const double* p) { return _mm512_loadu_pd(p); }
   static void store(double* p, V v) { _mm512_storeu_pd(p, v); }
   static void stream(double* p, V v) { _mm512_stream_pd(p, v); }
@@ -396,7 +394,6 @@ struct Lanes<float> {
   using V = __m256;
   using U = __m256i;
   static constexpr int width = 8;
-  static constexpr int alignment = 32;
   static U iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
   static U load_words(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static V load(const float* p) { return _mm256_loadu_ps(p); }
@@ -452,7 +449,6 @@ template <>
 struct Lanes<double> {
   using V = __m256d;
   static constexpr int width = 4;
-  static constexpr int alignment = 32;
   static V load(const double* p) { return _mm256_loadu_pd(p); }
   static void store(double* p, V v) { _mm256_storeu_pd(p, v); }
   static void stream(double* p, V v) { _mm256_stream_pd(p, v); }
@@ -465,7 +461,6 @@ struct Lanes<float> {
   using V = float;
   using U = uint32_t;
   static constexpr int width = 1;
-  static constexpr int alignment = 4;
   static U iota() { return 0; }
   static U load_words(const uint32_t* p) { return *p; }
   static V load(const float* p) { return *p; }
@@ -487,7 +482,6 @@ template <>
 struct Lanes<double> {
   using V = double;
   static constexpr int width = 1;
-  static constexpr int alignment = 8;
   static V load(const double* p) { return *p; }
   static void store(double* p, V v) { *p = v; }
   static void stream(double* p, V v) { *p = v; }
@@ -523,7 +517,8 @@ FASTDIFF_HD T load_as(const void* p, DType dtype, int64_t i) {
     case DType::b8:
       return static_cast<T>(static_cast<const uint8_t*>(p)[i] != 0);
     case DType::i64:
-      return static_cast<T>(static_cast<const int64_t*>(p)[i]);
+    case DType::i32:
+      break;  // never data
   }
   return T(0);
 }

@@ -46,6 +46,25 @@ inline void check_cuda(cudaError_t status, const char* what) {
                            cudaGetErrorString(status) + ")");
 }
 
+// Makes a device current, and the one that was current again at the end.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check_cuda(cudaGetDevice(&before_), "launch");
+    if (before_ != device) check_cuda(cudaSetDevice(device), "launch");
+    changed_ = before_ != device;
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
 // The number of blocks for `work` items, for the x axis of a grid. Throws std::runtime_error where dim3 would
 // truncate.
 inline unsigned blocks_for(int64_t work, int64_t per_block) {

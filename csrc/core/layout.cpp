@@ -69,7 +69,7 @@ bool is_dense(const TensorView& view) {
   const int count = sorted_dims(view, dims);
   int64_t expected = 1;
   for (int d = count - 1; d >= 0; --d) {
-    if (dims[d].size == 0) return true;
+    if (dims[d].size == 0) continue;  // as PyTorch has it
     if (dims[d].stride != expected) return false;
     expected *= dims[d].size;
   }

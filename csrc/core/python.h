@@ -194,6 +194,7 @@ class DlpackTensor {
         {dlpack::kBfloat, 16, DType::bf16}, {dlpack::kFloat, 64, DType::f64},
         {dlpack::kComplex, 64, DType::c64}, {dlpack::kUInt, 8, DType::u8},
         {dlpack::kBool, 8, DType::b8},      {dlpack::kInt, 64, DType::i64},
+        {dlpack::kInt, 32, DType::i32},
     };
     for (const auto& known : kTypes)
       if (known.code == type.code && known.bits == type.bits && type.lanes == 1) return known.dtype;

@@ -65,9 +65,8 @@ def noise(shape: Sequence[int], rng: Tensor, *, step: int = 0, complex_parts: bo
     if rng.dim() == 1:
         z = normals(int(rng[0]), int(rng[1]) + step, count)
     else:
-        z = np.concatenate(
-            [normals(int(seed), int(offset) + step, count // shape[0]) for seed, offset in rng]
-        )
+        samples = [normals(int(seed), int(offset) + step, count // len(rng)) for seed, offset in rng]
+        z = np.concatenate([np.empty(0), *samples])
     flat = torch.from_numpy(z)
     if not complex_parts:
         return flat.reshape(tuple(shape))

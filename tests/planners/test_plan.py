@@ -9,6 +9,7 @@ import math
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fastdiff import planners, schedules
@@ -283,6 +284,47 @@ def test_one_graph_for_all_steps() -> None:
             x, history = step(torch.tensor(i), x, pair(x, t), history)
     assert torch.equal(x, expected)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_compiles_from_the_first_step_on(inplace: bool, layout: torch.memory_format) -> None:
+    """No history yet, an index that is a number, any layout: one graph without breaks, the same bits."""
+    plan = planners.dpm_solver_pp(schedules.linear(), 5).guided(3.0)
+    x = torch.randn(2, 3, 4, 4).to(memory_format=layout)
+    pair_of = [torch.randn_like(x) for _ in range(2)]
+
+    def two_steps(x: torch.Tensor) -> torch.Tensor:
+        y, history = plan.step(0, x.clone(), pair_of, inplace=inplace)
+        return plan.step(1, y, pair_of, history, inplace=inplace)[0]
+
+    with torch.no_grad():
+        expected = two_steps(x)
+        assert torch.equal(torch.compile(two_steps, fullgraph=True)(x), expected)
+
+
+def test_a_whole_run_compiles() -> None:
+    plan = planners.dpm_solver_pp(schedules.linear(), 4)
+    x = torch.randn(2, 3, 4, 4)
+    run = torch.compile(lambda x: plan.run(lambda x, t: 0.5 * x, x), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(run(x), plan.run(lambda x, t: 0.5 * x, x))
+
+
+def test_autograd_notices_a_step_in_place() -> None:
+    plan = planners.euler(schedules.flow(), 4)
+    weight, x = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
+    loss = (weight * x).sum()
+    plan.step(0, x, torch.randn(2, 3), inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_guidance_scales_of_any_number_type() -> None:
+    plan = planners.dpm_solver_pp(schedules.linear(), 3)
+    want = plan.guided(3.0).table
+    for scale in (3, np.float32(3), torch.tensor(3.0), [3.0, 3, np.float64(3)]):
+        assert torch.equal(plan.guided(scale).table, want)
 
 
 def test_plans_copy_and_pickle_after_use() -> None:

@@ -20,14 +20,14 @@ STEPS = torch.stack([SUM, SUM, SUM])
 GATE = SUM[:, :-2]
 
 # what is wrong, the call, what the message must say after "fastdiff::linear_step: "
-REFUSALS: list[tuple[str, list[Tensor], Tensor, dict[str, Any], str]] = [
+REFUSALS: list[tuple[str, Any, Tensor, dict[str, Any], str]] = [
     ("no inputs", [], SUM, {}, "inputs must be 1 to 40 tensors, got 0"),
     ("too many inputs", [X] * 41, SUM, {}, "inputs must be 1 to 40 tensors, got 41"),
     ("rank of an input", [X, X[0]], SUM, {}, r"inputs\[1\] must have 3 dimensions like inputs\[0\], got shape \[3, 4\]"),
     ("shape of an input", [X, X[:, :2]], SUM, {}, r"inputs\[1\] must have shape \[2, 3, 4\].*, got \[2, 2, 4\]"),
     ("batch of an input", [X, torch.ones(3, 3, 4)], SUM, {}, r"inputs\[1\] must have shape \[2, 3, 4\].*, got \[3, 3, 4\]"),
     ("integer input", [X, X.long()], SUM, {}, r"inputs\[1\] must be float32, float16, bfloat16 or float64, got int64"),
-    ("dtype without kernels", [X, X.int()], SUM, {}, r"inputs\[1\] must be .* got ScalarType 3"),
+    ("dtype without kernels", [X, X.int()], SUM, {}, r"inputs\[1\] must be float32, float16, bfloat16 or float64, got int32"),
     ("real after complex", [X.cfloat(), X], SUM, {}, r"inputs\[1\] must be complex64 like inputs\[0\], got float32"),
     ("complex after real", [X, X.cfloat()], SUM, {}, r"inputs\[1\] must be float32.*, got complex64"),
     ("sparse input", [X, X.to_sparse()], SUM, {}, r"."),
@@ -41,9 +41,15 @@ REFUSALS: list[tuple[str, list[Tensor], Tensor, dict[str, Any], str]] = [
     ("step without steps", [X, X], SUM, {"step": torch.tensor(0)}, r"table must have shape \[S, M, W\] or \[S, B, M, W\] .*got \[1, 6\]"),
     ("step past the end", [X, X], STEPS, {"step": torch.tensor(3)}, r"step must be in 0\.\.2 .*, got 3"),
     ("negative step", [X, X], STEPS, {"step": torch.tensor(-1)}, r"step must be in 0\.\.2 .*, got -1"),
+    ("int32 step", [X, X], STEPS, {"step": torch.tensor(1, dtype=torch.int32)}, "step must be int64, got int32"),
+    ("noise in the gate alone", [X], IDENTITY, {"gate_table": torch.tensor([[0.0, 0.0, 0.5]]), "mask": X}, "rng is needed: the noise column of gate_table"),
+    ("a tensor for a list", X, SUM, {}, "inputs must be a list of tensors, got one tensor"),
+    ("a tensor for out", [X, X], SUM, {"out": X.clone()}, "out must be a list of tensors, got one tensor"),
+    ("table on the meta device", [X, X], SUM.to("meta"), {}, "every tensor must be on cpu like inputs.*, got one on meta"),
+    ("rng on the meta device", [X], NOISE, {"rng": RNG.to("meta")}, "every tensor must be on cpu like inputs.*, got one on meta"),
     ("dtype of the step", [X, X], STEPS, {"step": torch.tensor(1.0)}, "step must be int64, got float32"),
     ("two steps", [X, X], STEPS, {"step": torch.tensor([0, 1])}, r"step must have one element, got shape \[2\]"),
-    ("noise without rng", [X], NOISE, {}, "rng is needed: the table's noise column is not zero"),
+    ("noise without rng", [X], NOISE, {}, "rng is needed: the noise column of table is not zero"),
     ("dtype of rng", [X], NOISE, {"rng": RNG.float()}, "rng must be int64, got float32"),
     ("shape of rng", [X], NOISE, {"rng": torch.tensor([1, 2, 3])}, r"rng must be \(seed, offset\) .*, got shape \[3\]"),
     ("rng of another batch", [X], NOISE, {"rng": torch.ones(3, 2).long()}, r"rng must be .*\[2, 2\] per sample.*, got shape \[3, 2\]"),

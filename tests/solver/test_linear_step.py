@@ -47,7 +47,8 @@ def test_refuses(
     canary = Canary(torch.empty(2, 3, 4))
     options = dict(options)
     if (
-        inputs
+        isinstance(inputs, list)
+        and inputs
         and all(x.shape == (2, 3, 4) for x in inputs)
         and inputs[0].dtype == F32
         and "dtypes" not in options
@@ -118,11 +119,40 @@ def test_refuses_outputs_over_other_arguments(other: str) -> None:
         linear_step([x], table, out=[out], **options)
 
 
+GRADIENT_REFUSALS = [
+    ([X, X[:1, :1]], SUM, {}, "inputs must have one shape"),
+    ([X, X[0, 0]], SUM, {}, "inputs must have one shape"),
+    ([X, X], SOLVER, {}, "table must have 1 to 4 rows"),
+    ([X] * 41, SUM, {}, "inputs must be 1 to 40 tensors, got 41"),
+    ([X, X], SUM, {"dtypes": [None]}, "dtypes must store at least one row"),
+    ([X, X], SUM, {"dtypes": [F32, F32]}, "dtypes must have M = 1 entries, got 2"),
+    ([X, X], SUM, {"dtypes": [torch.complex64]}, "dtypes must store at least one row, each real"),
+    ([X, X], SUM[0], {}, "table must have 1 to 4 rows"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "table", "options", "message"), GRADIENT_REFUSALS)
+def test_refuses_the_same_while_recording_gradients(
+    inputs: list[Tensor], table: Tensor, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        linear_step([inputs[0].clone().requires_grad_(), *inputs[1:]], table, **options)
+
+
+@pytest.mark.parametrize("argument", ["mask", "maps", "gate_table"])
+def test_refuses_gradients_of_constants(argument: str) -> None:
+    options: dict[str, Any] = {"gate_table": SUM[:, :-2].float(), "mask": torch.ones(2, 3, 4)}
+    options |= {"maps": torch.ones(1, 3, 4), "map_index": [0, -1]}
+    options[argument] = options[argument].clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match=f"with respect to {argument}"):
+        linear_step([X, X], SUM, **options)
+
+
 def test_refuses_gradients_it_cannot_give() -> None:
     x = torch.ones(2, requires_grad=True)
     with pytest.raises(NotImplementedError, match="out= does not record gradients"):
         linear_step([x], IDENTITY, out=[torch.ones(2)])
-    with pytest.raises(NotImplementedError, match="coefficient tables"):
+    with pytest.raises(NotImplementedError, match="with respect to table"):
         linear_step([x], IDENTITY.clone().requires_grad_())
 
 

@@ -122,6 +122,6 @@ struct Cpu {
 inline constexpr int64_t kSerialNumel = 64 * 1024;
 inline constexpr int64_t kTile = 4096;
 
-void launch_cuda(const Params& params, void* stream);
+void launch_cuda(const Params& params, int device, void* stream);
 
 }  // namespace fastdiff::linear_step

@@ -319,6 +319,8 @@ void launch_quads(const Params& p, cudaStream_t stream) {
   launch_samples(kernel, q, p.samples, p.numel / kQuad, stream);
 }
 
+static_assert(sizeof(Params) + sizeof(int64_t) <= 4096, "what every driver takes as kernel arguments");
+
 template <class T>
 void launch_elements(const Params& p, cudaStream_t stream) {
   const bool short_index = p.numel <= INT32_MAX;
@@ -328,7 +330,8 @@ void launch_elements(const Params& p, cudaStream_t stream) {
 
 }  // namespace
 
-void launch_cuda(const Params& params, void* stream) {
+void launch_cuda(const Params& params, int device, void* stream) {
+  const OnDevice on_device(device);
   const auto on = static_cast<cudaStream_t>(stream);
   if (fits_quads(params)) {
     launch_quads(params, on);

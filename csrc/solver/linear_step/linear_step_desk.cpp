@@ -2,10 +2,11 @@
 // The front desk of linear_step: checks once for all callers and backends, then lays out the launch.
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "core/cache.h"
 #include "core/layout.h"
-#include "solver/linear_step/linear_step.h"
+#include "solver/linear_step/linear_step_math.h"
 
 namespace fastdiff::linear_step {
 namespace {
@@ -62,6 +63,18 @@ Shape check_inputs(std::span<const TensorView> inputs) {
     }
   }
   return shape;
+}
+
+// Whether a table has a dimension for the samples.
+bool is_per_sample(const TensorView& table, bool has_step) {
+  return table.rank - 2 - (has_step ? 1 : 0) == 1;
+}
+
+Table table_of(const TensorView& view, bool has_step) {
+  Table table{view.data, 0, 0, view.stride(-2), view.stride(-1), view.dtype == DType::f64};
+  if (has_step) table.step_stride = view.stride(0);
+  if (is_per_sample(view, has_step) && view.size(-3) != 1) table.sample_stride = view.stride(-3);
+  return table;
 }
 
 // ---- the other tensors ----------------------------------------------------------------------------
@@ -201,27 +214,27 @@ void check_store(const Arguments& a) {
   }
 }
 
-bool has_nonzero_noise(const Arguments& a) {
-  const int64_t column = a.table.size(-1) - 3;
-  const auto value = [&](int64_t at) {
-    return a.table.dtype == DType::f64 ? static_cast<const double*>(a.table.data)[at]
-                                       : static_cast<double>(static_cast<const float*>(a.table.data)[at]);
-  };
-  const int64_t step = a.step ? *static_cast<const int64_t*>(a.step->data) * a.table.stride(0) : 0;
-  const bool per_sample = a.table.rank - 2 - (a.step ? 1 : 0) == 1;
-  const int64_t samples = per_sample ? a.table.size(-3) : 1;
+// The coefficients of noise, as the kernel will see them.
+bool uses_noise(const Arguments& a, const TensorView& tensor) {
+  const Table table = table_of(tensor, a.step != nullptr);
+  const int64_t step = a.step ? *static_cast<const int64_t*>(a.step->data) : 0;
+  const bool wide = std::any_of(a.inputs.begin(), a.inputs.end(),
+                                [](const TensorView& x) { return x.dtype == DType::f64; });
+  const int rows = rows_of(a), column = static_cast<int>(a.inputs.size()) + rows;
+  const int64_t samples = table.sample_stride ? tensor.size(-3) : 1;
   for (int64_t b = 0; b < samples; ++b)
-    for (int i = 0; i < rows_of(a); ++i)
-      if (value(step + (per_sample ? b * a.table.stride(-3) : 0) + i * a.table.stride(-2) +
-                column * a.table.stride(-1)) != 0.0)
+    for (int i = 0; i < rows; ++i)
+      if (wide ? coefficient<double>(table, step, b, i, column) != 0.0
+               : coefficient<float>(table, step, b, i, column) != 0.0f)
         return true;
   return false;
 }
 
 void check_noise(const Arguments& a) {
   if (a.rng || a.inputs[0].device.type != DeviceType::cpu) return;  // on a GPU the kernel checks it
-  if (has_nonzero_noise(a))
-    refuse("rng is needed: the table's noise column is not zero at this step, got none");
+  for (const auto& [table, name] : {std::pair{&a.table, "table"}, std::pair{a.gate_table, "gate_table"}})
+    if (table && uses_noise(a, *table))
+      refuse("rng is needed: the noise column of ", name, " is not zero at this step, got none");
 }
 
 // ---- outputs --------------------------------------------------------------------------------------
@@ -387,13 +400,6 @@ class Operands {
   size_t count_ = 0;
 };
 
-Table table_of(const TensorView& view, bool has_step) {
-  Table table{view.data, 0, 0, view.stride(-2), view.stride(-1), view.dtype == DType::f64};
-  if (has_step) table.step_stride = view.stride(0);
-  if (view.rank - 2 - (has_step ? 1 : 0) == 1 && view.size(-3) != 1) table.sample_stride = view.stride(-3);
-  return table;
-}
-
 int64_t bytes(const TensorView& view) {
   return view.numel() * size_of(view.dtype);
 }
@@ -470,7 +476,7 @@ Params prepare(const Arguments& a, const Shape& shape, std::span<const TensorVie
 }
 
 #if !FASTDIFF_HAS_CUDA
-void launch_cuda(const Params&, void*) {
+void launch_cuda(const Params&, int, void*) {
   refuse("this build of fastdiff has no CUDA kernels; `fastdiff info` says why");
 }
 #endif

@@ -62,8 +62,9 @@ void run(const Call& call, const Shape& shape, const std::vector<TensorView>& ou
   const Params params = prepare(call.arguments, shape, outputs);
   const int64_t total = params.samples * params.numel;
   if (total == 0) return;
-  const On on(call.arguments.inputs[0].device);
-  if (call.arguments.inputs[0].device.type == DeviceType::cuda) return launch_cuda(params, on.stream());
+  const Device device = call.arguments.inputs[0].device;
+  const On on(device);
+  if (device.type == DeviceType::cuda) return launch_cuda(params, device.index, on.stream());
   parallel_ranges(total, kTile, kSerialNumel,
                   [&](int64_t begin, int64_t end) { isa::run<Cpu>(params, begin, end); });
 }

@@ -43,10 +43,10 @@ void run(const Params& params, Device device, uintptr_t stream) {
   const int64_t total = params.samples * params.numel;
   if (total == 0) return;
 #if FASTDIFF_SIMT
-  (void)device;
-  launch_cuda(params, reinterpret_cast<void*>(stream));
+  launch_cuda(params, device.index, reinterpret_cast<void*>(stream));
 #else
-  if (device.type == DeviceType::cuda) return launch_cuda(params, reinterpret_cast<void*>(stream));
+  if (device.type == DeviceType::cuda)
+    return launch_cuda(params, device.index, reinterpret_cast<void*>(stream));
   isa::run<Cpu>(params, int64_t{0}, total);
 #endif
 }

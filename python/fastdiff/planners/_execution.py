@@ -89,9 +89,11 @@ class Execution:
             self.steps = torch.arange(table.shape[0], device=device).unbind()
             self.times = timesteps.to(device, real if timesteps.is_floating_point() else torch.int64).unbind()
 
-    def new_history(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Unset history slots: the first steps have zero coefficients there, which are not read."""
-        return tuple([torch.empty_like(x, dtype=dtype) for dtype in self.history_dtypes])
+
+def new_history(on: Execution, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Unset history slots: the first steps have zero coefficients there, which are not read."""
+    # NOTE: no method, because torch.compile cannot call one of a constant
+    return tuple([torch.empty_like(x, dtype=dtype) for dtype in on.history_dtypes])
 
 
 def noise_key(seed: Seed | None, device: torch.device) -> torch.Tensor:

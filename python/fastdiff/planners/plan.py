@@ -7,13 +7,23 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 
+from fastdiff._native import mark_written
 from fastdiff.planners import _show
-from fastdiff.planners._execution import Dtypes, Execution, Seed, Wiring, launch, launch_into, noise_key
-from fastdiff.solver.linear_step import linear_step
+from fastdiff.planners._execution import (
+    Dtypes,
+    Execution,
+    Seed,
+    Wiring,
+    launch,
+    launch_into,
+    new_history,
+    noise_key,
+)
+from fastdiff.solver.linear_step import MAX_INPUTS, MAX_ROWS, linear_step
 
 Prediction = torch.Tensor | Sequence[torch.Tensor]
 Model = Callable[[torch.Tensor, torch.Tensor], Prediction]
@@ -21,7 +31,6 @@ History = tuple[torch.Tensor, ...]
 
 _PREDICTION_SLOTS = ("prediction", "uncond", "cond")
 _HALF = (torch.float16, torch.bfloat16)
-_MAX_ROWS, _MAX_INPUTS = 4, 40  # of fastdiff.linear_step
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,6 +45,9 @@ class Plan:
     and `carry` says which values are the state of the next step. A multistep solver carries rows into a
     history ("m1": "x0"), a ring moves slots along ("m2": "m1"), a singlestep solver or a corrector carries
     "x" itself ("base": "x"). A solver of two evaluations per step has two entries in `table` for it.
+
+    Under torch.compile make a plan, and the ones derived from it (`guided`, `with_noise_input`, `seen_in`), before
+    the graph; `step` is what belongs inside.
 
     `print(plan)` shows the steps as equations. A plan is immutable; `guided`, `with_noise_input` and
     `keep_history_in` return others.
@@ -109,7 +121,7 @@ class Plan:
         names, sources = (*self.inputs, *self.rows), tuple(self.carry.values())
         allowed = {*self.carry, *self.rows}
         checks = {
-            f"at most {_MAX_INPUTS} inputs and {_MAX_ROWS} rows": 0 < k <= _MAX_INPUTS and 0 < m <= _MAX_ROWS,
+            f"at most {MAX_INPUTS} inputs and {MAX_ROWS} rows": 0 < k <= MAX_INPUTS and 0 < m <= MAX_ROWS,
             "distinct names": len(set(names)) == k + m,
             f"a float64 table {[steps, m, k + m + 3]}": list(self.table.shape) == [steps, m, k + m + 3]
             and self.table.dtype == torch.float64,
@@ -145,7 +157,7 @@ class Plan:
 
     # ---- plans made from it --------------------------------------------------------------------------------
 
-    def guided(self, scale: float | Sequence[float]) -> Plan:
+    def guided(self, scale: SupportsFloat | Sequence[float]) -> Plan:
         """The plan with classifier-free guidance folded in: prediction = (1 - w) uncond + w cond.
 
         Args:
@@ -156,26 +168,30 @@ class Plan:
         """
         if self.is_guided:
             raise ValueError(f"plan {self.solver}: it is guided already")
-        scales = (float(scale),) * self.steps if isinstance(scale, int | float) else tuple(map(float, scale))
+        many = isinstance(scale, Sequence)
+        scales = tuple(map(float, scale)) if many else (float(scale),) * self.steps  # type: ignore[arg-type]
         if len(scales) != self.steps:
             raise ValueError(
                 f"guidance_scale: expected one number or {self.steps} of them, got {len(scales)}"
             )
-        if scales not in self._derived:
+        plan = self._derived.get(scales)
+        if plan is None:
             w = torch.tensor(scales, dtype=torch.float64)[:, None]
             p = self.inputs.index("prediction")
             before, column, after = self.table[..., :p], self.table[..., p], self.table[..., p + 1 :]
             pair = torch.stack(((1 - w) * column, w * column), -1)
             inputs = (*self.inputs[:p], "uncond", "cond", *self.inputs[p + 1 :])
             self._derived.clear()  # NOTE: only the latest is kept; a sweep over scales must not collect plans
-            self._derived[scales] = self._replace(table=torch.cat((before, pair, after), -1), inputs=inputs)
-        return self._derived[scales]
+            plan = self._replace(table=torch.cat((before, pair, after), -1), inputs=inputs)
+            self._derived[scales] = plan
+        return plan
 
     def with_noise_input(self) -> Plan:
         """The plan whose noise z is an input tensor in the last slot, "noise", instead of being generated."""
         if self._takes_noise:
             return self
-        if "noise" not in self._derived:
+        plan = self._derived.get("noise")
+        if plan is None:
             k, z = len(self.inputs), len(self.inputs) + len(self.rows)
             before, column, after = (
                 self.table[..., :k],
@@ -184,8 +200,9 @@ class Plan:
             )
             after[..., z - k] = 0
             table = torch.cat((before, column, after), -1)
-            self._derived["noise"] = self._replace(table=table, inputs=(*self.inputs, "noise"))
-        return self._derived["noise"]
+            plan = self._replace(table=table, inputs=(*self.inputs, "noise"))
+            self._derived["noise"] = plan
+        return plan
 
     def keep_history_in(self, dtype: torch.dtype) -> Plan:
         """The plan that stores its history in this dtype whatever x has, such as float32 in a bf16 run."""
@@ -197,7 +214,8 @@ class Plan:
         The copy is the last slot of `history` ("seen") and one more row of the same launch. The rest of the
         history has this dtype too, unless another one was asked for.
         """
-        if ("seen", dtype) not in self._derived:
+        plan = self._derived.get(("seen", dtype))
+        if plan is None:
             k, m = len(self.inputs), len(self.rows)
             table = torch.zeros(self.steps, m + 1, k + m + 5, dtype=torch.float64)
             kept = [
@@ -208,7 +226,7 @@ class Plan:
             table[:, :m, kept] = self.table
             table[:, m, kept[[*self.inputs, *self.rows].index(self.carry["x"])]] = 1
             table[:, m, -2], table[:, m, -1] = -math.inf, math.inf
-            self._derived["seen", dtype] = self._replace(
+            plan = self._replace(
                 table=table,
                 inputs=(*self.inputs, "seen"),
                 rows=(*self.rows, "seen'"),
@@ -216,7 +234,8 @@ class Plan:
                 history_dtype=self.history_dtype or dtype,
                 seen_dtype=dtype,
             )
-        return self._derived["seen", dtype]
+            self._derived["seen", dtype] = plan
+        return plan
 
     # ---- running it ----------------------------------------------------------------------------------------
 
@@ -225,7 +244,7 @@ class Plan:
         model: Model,
         x: torch.Tensor,
         *,
-        guidance_scale: float | Sequence[float] | None = None,
+        guidance_scale: SupportsFloat | Sequence[float] | None = None,
         seed: Seed | None = None,
         noise: Sequence[torch.Tensor] | None = None,
         state_dtype: torch.dtype | None = None,
@@ -268,7 +287,7 @@ class Plan:
         on = plan._on(x.device, state_dtype)
         state = x.to(state_dtype, copy=True)
         seen = x if copied else state
-        history = on.new_history(state)
+        history = new_history(on, state)
         for i, t in enumerate(on.times):
             prediction = model(seen, t)
             state, history = plan.step(i, state, prediction, history, seed=key, noise=noises[i], inplace=True)
@@ -311,7 +330,7 @@ class Plan:
         plan = self if noise is None else self.with_noise_input()
         on = plan._on(x.device, x.dtype)
         predictions = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
-        history = on.new_history(x) if history is None else history
+        history = new_history(on, x) if history is None else history
         if len(predictions) != 1 + plan.is_guided or len(history) != len(plan.history):
             raise ValueError(
                 f"plan {self.solver}: expected tensors for {plan.inputs}, "
@@ -327,7 +346,8 @@ class Plan:
             stored = list(linear_step(inputs, on.table, step=step, dtypes=on.dtypes, rng=key))
         elif inplace:
             stored = [inputs[k] for k in on.wiring.overwritten]
-            launch_into(inputs, on.table, step, on.store, key, None, None, None, None, None, out=stored)
+            launch_into(inputs, on.table, step, on.store, key, None, None, None, None, None, results=stored)
+            mark_written(stored)
         else:
             stored = launch(inputs, on.table, step, on.store, key, None, None, None, None, None)
         columns = [*inputs, *stored]

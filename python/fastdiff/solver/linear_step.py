@@ -24,6 +24,8 @@ CODE: Final[dict[torch.dtype, int]] = {
 }
 DTYPE: Final = {code: dtype for dtype, code in CODE.items()}
 NOT_STORED: Final = -1
+MAX_INPUTS: Final = 40
+MAX_ROWS: Final = 4
 
 _ARGUMENTS: Final = (
     "Tensor[] inputs, Tensor table, Tensor? step, int[] store, Tensor? rng=None, Tensor? gate_table=None, "
@@ -32,9 +34,10 @@ _ARGUMENTS: Final = (
 
 
 def _fake(
-    inputs: Sequence[Tensor], table: Tensor, step: Tensor | None, store: Sequence[int], *_: object
+    inputs: Sequence[Tensor], table: Tensor, step: Tensor | None, store: Sequence[int], *rest: object
 ) -> list[Tensor]:
     first = inputs[0]
+    _check_devices(inputs, table, step, *rest)
     full = next((x for x in inputs if x.dim() and x.shape[0] != 1), first)
     dtypes = [DTYPE[code] for code in store if code != NOT_STORED]
     if full is first or first.shape[0] != 1:
@@ -42,12 +45,30 @@ def _fake(
     return [first.new_empty((full.shape[0], *first.shape[1:]), dtype=dtype) for dtype in dtypes]
 
 
-def _fake_out(*_: object, out: Sequence[Tensor]) -> None:
-    return None
+def _fake_out(
+    inputs: Sequence[Tensor],
+    table: Tensor,
+    step: Tensor | None,
+    _: object,
+    *rest: object,
+    results: Sequence[Tensor],
+) -> None:
+    _check_devices(inputs, table, step, *rest, *results)
+
+
+def _check_devices(inputs: Sequence[Tensor], *others: object) -> None:
+    """One tensor on the meta device brings a real call here, where nothing would be computed."""
+    for t in (*inputs, *others):
+        if isinstance(t, Tensor) and t.device != inputs[0].device:
+            raise RuntimeError(
+                f"fastdiff::linear_step: every tensor must be on {inputs[0].device} like inputs[0], "
+                f"got one on {t.device}"
+            )
 
 
 _native.define(f"linear_step({_ARGUMENTS}) -> Tensor[]", _fake)
-_native.define(f"linear_step.out({_ARGUMENTS}, *, Tensor(a!)[] out) -> ()", _fake_out)
+# NOTE: not named `out`: dynamo gives that name a meaning of its own and breaks the graph at strided tensors.
+_native.define(f"linear_step.out({_ARGUMENTS}, *, Tensor(a!)[] results) -> ()", _fake_out)
 
 
 def linear_step(
@@ -80,7 +101,8 @@ def linear_step(
 
     Args:
         inputs: K tensors ``[B, *sample]``, 1 <= K <= 40, of float32, float16, bfloat16 or float64 in any mix, or all
-            complex64. The first dimension may be 1: the tensor is shared by all samples. Any strides.
+            complex64. The first dimension may be 1: the tensor is shared by all samples. Any strides that merge to
+            at most 6 dimensions: any one dense layout does.
         table: the coefficients C, float32 or float64, ``[M, K + M + 3]`` with 1 <= M <= 4, or ``[B, M, K + M + 3]``
             per sample. With ``step``: ``[S, M, K + M + 3]`` or ``[S, B, M, K + M + 3]``. The last three columns are
             the noise coefficient and the bounds (-inf, inf: none). For complex inputs the bounds act on each part.
@@ -104,15 +126,17 @@ def linear_step(
     Raises:
         RuntimeError: a wrong count, rank, shape, dtype, device, overlap or step index. Nothing is written then.
             (A wrong step or a missing ``rng`` on CUDA stops the kernel and surfaces as a CUDA error.)
-        NotImplementedError: gradients are asked for with ``out=`` or with respect to ``table``.
+        NotImplementedError: gradients are asked for with ``out=``, or with respect to ``table``, ``gate_table``,
+            ``mask`` or ``maps``.
 
-    Differentiable with respect to ``inputs``; see :mod:`fastdiff.solver.linear_step_grad`.
+    Differentiable with respect to ``inputs`` (reverse mode); see :mod:`fastdiff.solver.linear_step_grad`.
 
     Source: the update rules of DDIM (Song et al. 2021, eq. 12), DPM-Solver++ (Lu et al. 2022, Alg. 2) and most
     others are instances; the tables are in :mod:`fastdiff.planners`.
     """
-    tensors = list(inputs)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, table)):
+    tensors = _tensor_list("inputs", inputs)
+    constants = [t for t in (table, gate_table, mask, maps) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *constants)):
         from fastdiff.solver.linear_step_grad import differentiable_linear_step
 
         if out is not None:
@@ -127,11 +151,17 @@ def linear_step(
     if out is None:
         store = store_codes(tensors, table, dtypes)
         return tuple(torch.ops.fastdiff.linear_step.default(tensors, table, step, store, *rest))
-    results = list(out)
+    results = _tensor_list("out", out)
     store = store_codes(tensors, table, dtypes if dtypes is not None else _dtypes_of_out(table, results))
-    torch.ops.fastdiff.linear_step.out(tensors, table, step, store, *rest, out=results)
+    torch.ops.fastdiff.linear_step.out(tensors, table, step, store, *rest, results=results)
     _native.mark_written(results)
     return tuple(results)
+
+
+def _tensor_list(argument: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(tensors, Tensor):  # it would be split along its first dimension
+        raise RuntimeError(f"fastdiff::linear_step: {argument} must be a list of tensors, got one tensor")
+    return list(tensors)
 
 
 def store_codes(

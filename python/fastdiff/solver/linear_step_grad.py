@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff.solver.linear_step import CODE, DTYPE, NOT_STORED, linear_step, store_codes
-
-MAX_INPUTS: Final = 40
-ROWS_PER_LAUNCH: Final = 4
+from fastdiff.solver.linear_step import (
+    CODE,
+    DTYPE,
+    MAX_INPUTS,
+    MAX_ROWS,
+    NOT_STORED,
+    linear_step,
+    store_codes,
+)
 
 
 def differentiable_linear_step(
@@ -36,12 +41,15 @@ def differentiable_linear_step(
     map_index: Sequence[int] | None,
 ) -> tuple[Tensor, ...]:
     """:func:`fastdiff.linear_step` with gradients to ``inputs``; same arguments, same bits."""
-    if table.requires_grad or (gate_table is not None and gate_table.requires_grad):
-        raise NotImplementedError(
-            "fastdiff.linear_step: gradients with respect to coefficient tables are not defined; detach them"
-        )
+    for name, t in (("table", table), ("gate_table", gate_table), ("mask", mask), ("maps", maps)):
+        if t is not None and t.requires_grad:
+            raise NotImplementedError(
+                f"fastdiff.linear_step: gradients with respect to {name} are not defined; detach it"
+            )
+    _check_program(inputs, table, step)
     store = store_codes(inputs, table, dtypes)
     count, rows = len(inputs), table.shape[-2]
+    _check_store(store, rows, inputs[0].is_complex())
     shape = torch.broadcast_shapes(*(x.shape for x in inputs))
     values = [x.expand(shape) for x in inputs]  # the sum over a shared input's samples is expand's gradient
     code = CODE[_accumulator(inputs)]
@@ -59,6 +67,37 @@ def differentiable_linear_step(
         y = _row(row, gate_row, (step, rng, mask, channels, maps, row_maps), code, *terms)
         values.append(_clamp_between(y, *_bounds(table, step, i, shape)))
     return tuple(values[count + i].to(DTYPE[code]) for i, code in enumerate(store) if code != NOT_STORED)
+
+
+def _check_program(inputs: Sequence[Tensor], table: Tensor, step: Tensor | None) -> None:
+    """What the rows, each launched alone, could not notice. The op itself checks the rest, row by row."""
+    count, first = len(inputs), inputs[0]
+    same = all(x.dim() == first.dim() and x.shape[1:] == first.shape[1:] for x in inputs)
+    rows = table.shape[-2] if table.dim() >= 2 else 0
+    leading = table.dim() - 2 - (step is not None)
+    checks = {
+        f"inputs must be 1 to {MAX_INPUTS} tensors, got {count}": count <= MAX_INPUTS,
+        "inputs must have one shape (or 1 in the first dimension), got "
+        + ", ".join(str(list(x.shape)) for x in inputs): same,
+        f"table must have 1 to {MAX_ROWS} rows and K + M + 3 columns, and a dimension of steps if step is given, "
+        f"got shape {list(table.shape)} for K = {count}": 1 <= rows <= MAX_ROWS
+        and table.shape[-1] == count + rows + 3
+        and leading in (0, 1),
+    }
+    for refusal, holds in checks.items():
+        if not holds:
+            raise RuntimeError(f"fastdiff::linear_step: {refusal}")
+
+
+def _check_store(store: Sequence[int], rows: int, is_complex: bool) -> None:
+    if len(store) != rows:
+        raise RuntimeError(f"fastdiff::linear_step: dtypes must have M = {rows} entries, got {len(store)}")
+    stored = [DTYPE[code] for code in store if code != NOT_STORED]
+    if not stored or any(dtype.is_complex != is_complex for dtype in stored):
+        kind = "complex64" if is_complex else "real"
+        raise RuntimeError(
+            f"fastdiff::linear_step: dtypes must store at least one row, each {kind}, got {stored}"
+        )
 
 
 def _accumulator(inputs: Sequence[Tensor]) -> torch.dtype:
@@ -101,6 +140,8 @@ def _bounds(table: Tensor, step: Tensor | None, i: int, shape: torch.Size) -> tu
     """lo_i and hi_i of this step, [] or [B, 1, ...]."""
     rows = table if step is None else table.index_select(0, step.reshape(1)).squeeze(0)
     lo, hi = rows[..., i, -2], rows[..., i, -1]
+    if not shape:  # 0-d tensors are one sample
+        return lo.reshape(()), hi.reshape(())
     ones = (1,) * (len(shape) - 1)
     return (lo, hi) if lo.dim() == 0 else (lo.reshape(-1, *ones), hi.reshape(-1, *ones))
 
@@ -138,8 +179,8 @@ class _Row(torch.autograd.Function):
         table, gate_table, step, mask, maps = ctx.saved_tensors
         wanted = [k for k in range(len(ctx.dtypes)) if ctx.needs_input_grad[4 + k]]
         results: list[Tensor | None] = [None] * len(ctx.dtypes)
-        for first in range(0, len(wanted), ROWS_PER_LAUNCH):
-            group = wanted[first : first + ROWS_PER_LAUNCH]
+        for first in range(0, len(wanted), MAX_ROWS):
+            group = wanted[first : first + MAX_ROWS]
             gradients = linear_step(
                 [g],
                 _column_table(table, group, bounds=True),
