@@ -211,7 +211,7 @@ def test_opcheck(op: Op, case: Case) -> None:
 def test_opcheck_of_the_out_variant(op: Op, case: Case) -> None:
     args, kwargs = finite_arguments(op, case)
     out = [torch.zeros_like(t) for t in plain(op, case.name)]
-    torch.library.opcheck(op.raw("out"), args, kwargs | {"out": out})
+    torch.library.opcheck(op.raw("out"), args, kwargs | {"results": out})
 
 
 @each_case
