@@ -305,6 +305,9 @@ def test_past_the_caches(isa: str, dtype: torch.dtype) -> None:
             if threads == 1:
                 first = whole
     assert_same_bits(whole, first, "one thread against two")
+    with instruction_set(isa):
+        linear_step([a, b], program(NOISY_STEP), rng=rng, dtypes=[dtype, dtype], out=[b, a])
+    assert_same_bits([b, a], whole, "over the inputs")
 
 
 @pytest.mark.slow

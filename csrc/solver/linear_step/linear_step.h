@@ -73,7 +73,7 @@ struct Settings {
   int64_t samples = 1;       // B if anything differs between samples, else 1 (folded into the space)
   bool compute_double = false;
   bool complex = false;  // noise of total variance 1: 1/2 in each part
-  bool stream = false;   // more bytes than the last-level cache holds: write past the caches
+  bool stream = false;   // more bytes than the last-level cache holds: write new lines past the caches
 
   Table table;                    // K+M+3 columns
   Table gate_table;               // K+M+1 columns; data == nullptr: no gate

@@ -171,7 +171,10 @@ class Loop {
   Loop(const Params& p, int64_t sample) : p_(p), sample_(sample), program_(build<T>(p, sample)) {
     if (program_.uses_noise) key_ = noise_key(p, program_.step, sample);
     source_[p.inputs + p.rows] = {noise_, kArithmetic};
-    for (int i = 0; i < p.rows; ++i) in_place_[i] = may_sum_in_place(i);
+    for (int i = 0; i < p.rows; ++i) {
+      stream_[i] = p.stream && !is_an_input(p.output[i]);
+      in_place_[i] = may_sum_in_place(i);
+    }
   }
 
   // Elements [begin, end) of the sample: whole registers where an innermost run is long enough, the rest
@@ -216,7 +219,7 @@ class Loop {
   // no input that is still to be read there. (An output is one of the inputs or shares nothing with them.)
   bool may_sum_in_place(int i) const {
     const Operand& y = p_.output[i];
-    if (!y.data || y.stride[0] != 1 || part_of(y.dtype) != kArithmetic || p_.stream) return false;
+    if (!y.data || y.stride[0] != 1 || part_of(y.dtype) != kArithmetic || stream_[i]) return false;
     const int still_read = is_one_pass(i) ? program_.terms[i + 1] : program_.terms[i];
     for (int t = still_read; t < program_.terms[p_.rows]; ++t) {
       const int k = program_.term[t].source;
@@ -268,7 +271,7 @@ class Loop {
         const Operand& y = p_.output[i];
         if (!y.data || in_place_[i]) continue;
         if (y.stride[0] == 1 && is_direct(y.dtype)) {
-          store(address(y, element), y.dtype, rows_[i], block);
+          store(address(y, element), y.dtype, rows_[i], block, stream_[i]);
         } else {
           scatter(y, element, block, rows_[i]);
         }
@@ -431,11 +434,18 @@ class Loop {
       F::store(z + e, normal_at(F::load_words(low + e), F::load_words(high + e), key_));
   }
 
-  void store(void* out, DType dtype, const T* block, int count) const {
+  // Storing over an input, the line is in the cache already: only other outputs are worth storing past it.
+  bool is_an_input(const Operand& y) const {
+    for (int k = 0; k < p_.inputs; ++k)
+      if (p_.input[k].data == y.data) return true;
+    return false;
+  }
+
+  void store(void* out, DType dtype, const T* block, int count, bool stream) const {
     with_storage<T>(dtype, [&]<class S>(S) {
       S* y = static_cast<S*>(out);
       const bool aligned = reinterpret_cast<uintptr_t>(y) % (L::width * sizeof(S)) == 0;
-      if (p_.stream && aligned) {
+      if (stream && aligned) {
         for (int e = 0; e < count; e += L::width) L::stream(y + e, L::load(block + e));
       } else {
         for (int e = 0; e < count; e += L::width) L::store(y + e, L::load(block + e));
@@ -450,7 +460,7 @@ class Loop {
   const Program<T> program_;
   NoiseKey key_{};
   Source source_[kSources] = {};
-  bool in_place_[kMaxRows] = {};
+  bool in_place_[kMaxRows] = {}, stream_[kMaxRows] = {};
   T* sum_[kMaxRows] = {};  // where each row of the current block is formed: rows_ or the output itself
   // Lanes past a block's count compute on whatever is here; their results are never stored.
   alignas(64) T rows_[kMaxRows][kBlock];
