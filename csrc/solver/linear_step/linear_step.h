@@ -16,7 +16,7 @@
 namespace fastdiff::linear_step {
 
 inline constexpr int kMaxInputs = 40;
-inline constexpr int kMaxRows = 4;
+inline constexpr int kMaxRows = 6;
 inline constexpr int kMaxDims = 6;  // after merging
 inline constexpr int kMaxColumns = kMaxInputs + kMaxRows + 3;
 
@@ -39,9 +39,10 @@ struct Arguments {
 // dimension first; complex tensors count their interleaved real and imaginary parts as elements.
 struct Operand {
   void* data = nullptr;
-  int64_t sample_stride = 0;
+  // Side by side in one word: 46 operands must fit into the 4 KiB that a kernel takes as arguments.
+  int64_t sample_stride : 56 = 0;
+  DType dtype : 8 = DType::f32;
   int64_t stride[kMaxDims] = {};
-  DType dtype = DType::f32;
 };
 
 // How something else that varies over the elements follows the same order: with dimensions of its own, so
