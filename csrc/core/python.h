@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -93,6 +94,32 @@ struct ManagedVersioned {
   Tensor tensor;
 };
 
+inline std::optional<DType> dtype_of(DataType type) {
+  static constexpr struct {
+    TypeCode code;
+    uint8_t bits;
+    DType dtype;
+  } kTypes[] = {
+      {kFloat, 32, DType::f32}, {kFloat, 16, DType::f16}, {kBfloat, 16, DType::bf16},
+      {kFloat, 64, DType::f64}, {kInt, 64, DType::i64},   {kComplex, 64, DType::c64},
+      {kUInt, 8, DType::u8},    {kBool, 8, DType::b8},    {kInt, 32, DType::i32},
+  };
+  for (const auto& known : kTypes)
+    if (known.code == type.code && known.bits == type.bits && type.lanes == 1) return known.dtype;
+  return std::nullopt;
+}
+
+inline bool on_cuda(int32_t device_type) {
+  return device_type == kCuda || device_type == kCudaManaged;
+}
+
+inline std::optional<fastdiff::Device> device_of(Device device) {
+  if (on_cuda(device.type)) return fastdiff::Device{fastdiff::DeviceType::cuda, device.index};
+  if (device.type == kCpu || device.type == kCudaPinned)
+    return fastdiff::Device{fastdiff::DeviceType::cpu, 0};
+  return std::nullopt;
+}
+
 }  // namespace dlpack
 
 enum class Access { read, write };
@@ -130,7 +157,7 @@ class DlpackTensor {
     const auto device = array.attr("__dlpack_device__")().cast<std::pair<int32_t, int32_t>>();
     py::dict options;
     // In DLPack's numbering 1 is CUDA's default stream; 0 is not allowed because it could mean two things.
-    if (on_cuda(device.first)) options["stream"] = stream == 0 ? uintptr_t{1} : stream;
+    if (dlpack::on_cuda(device.first)) options["stream"] = stream == 0 ? uintptr_t{1} : stream;
     const py::object exporter = array.attr("__dlpack__");
     try {
       return exporter(**options, py::arg("max_version") = py::make_tuple(dlpack::kMajorVersion, 0));
@@ -185,32 +212,15 @@ class DlpackTensor {
   }
 
   static DType dtype_of(dlpack::DataType type, const std::string& what) {
-    static constexpr struct {
-      dlpack::TypeCode code;
-      uint8_t bits;
-      DType dtype;
-    } kTypes[] = {
-        {dlpack::kFloat, 32, DType::f32},   {dlpack::kFloat, 16, DType::f16},
-        {dlpack::kBfloat, 16, DType::bf16}, {dlpack::kFloat, 64, DType::f64},
-        {dlpack::kComplex, 64, DType::c64}, {dlpack::kUInt, 8, DType::u8},
-        {dlpack::kBool, 8, DType::b8},      {dlpack::kInt, 64, DType::i64},
-        {dlpack::kInt, 32, DType::i32},
-    };
-    for (const auto& known : kTypes)
-      if (known.code == type.code && known.bits == type.bits && type.lanes == 1) return known.dtype;
+    if (const std::optional<DType> dtype = dlpack::dtype_of(type)) return *dtype;
     throw Refusal(what +
                   " must be float32, float16, bfloat16, float64, complex64, uint8, bool or int64, "
                   "got DLPack type " +
                   std::to_string(type.code) + " of " + std::to_string(type.bits) + " bits");
   }
 
-  static bool on_cuda(int32_t device_type) {
-    return device_type == dlpack::kCuda || device_type == dlpack::kCudaManaged;
-  }
-
   static Device device_of(dlpack::Device device, const std::string& what) {
-    if (on_cuda(device.type)) return {DeviceType::cuda, device.index};
-    if (device.type == dlpack::kCpu || device.type == dlpack::kCudaPinned) return {DeviceType::cpu, 0};
+    if (const std::optional<Device> known = dlpack::device_of(device)) return *known;
     throw Refusal(what + " must be on a CPU or CUDA device, got DLPack device " +
                   std::to_string(device.type));
   }

@@ -71,6 +71,8 @@ def use_isa(name: str) -> None:
     Raises:
         ValueError: the name is unknown, the ISA was not built, or this CPU lacks it.
     """
+    from fastdiff import _C  # it has the same kernels, and its own choice among them
+
     answer = ctypes.CDLL(str(LIBRARY_PATH)).fastdiff_isa_request(name.encode())
     reasons = {
         1: "is not one of baseline, avx2, avx512",
@@ -79,3 +81,4 @@ def use_isa(name: str) -> None:
     }
     if answer:
         raise ValueError(f"fastdiff: instruction set {name!r} ({ISA_VARIABLE}) {reasons[answer]}")
+    _C.use_isa(name)

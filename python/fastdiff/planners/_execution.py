@@ -3,19 +3,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fastdiff.solver.linear_step import CODE, NOT_STORED
+from fastdiff import _C
+from fastdiff._native import mark_written
+from fastdiff.solver.linear_step import CODE, NOT_STORED, linear_step
 
 Seed = int | Sequence[int] | torch.Tensor
 
 # The operator itself: without gradients to record, the wrapper around it has nothing to add to a step.
 launch: Any = torch.ops.fastdiff.linear_step.default
-launch_into: Any = torch.ops.fastdiff.linear_step.out
+_operator_into: Any = torch.ops.fastdiff.linear_step.out
+_kernel_into: Callable[..., bool] = _C.linear_step_into
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Dynamic thresholding of x0 (Saharia et al. 2022, section 2.3): see `fastdiff.dynamic_threshold`.
+
+    A step of such a plan is x0 by one launch, its threshold, and the other rows by a second launch.
+
+    Attributes:
+        ratio: the quantile of |x0| that is kept.
+        max_value, min_value: bounds of the threshold. diffusers' `sample_max_value` is 1 by default, which makes
+            this plain clipping to [-1, 1].
+    """
+
+    ratio: float = 0.995
+    max_value: float = 1.0
+    min_value: float = 1.0
 
 
 class Wiring:
@@ -58,6 +79,49 @@ class Dtypes:
         return {"x": self.x, "seen": self.seen}.get(slot, self.history)
 
 
+@dataclass(frozen=True)
+class Program:
+    """The tables of a plan in float64, as the launches of one step take them.
+
+    Attributes:
+        table: [S, M, K+M+3]; with a threshold there is one more input, the thresholded x0.
+        head: [S, R, K+R+3], the R rows that make x0, if x0 goes through a threshold.
+        gate: [S, M, K+M+1], the noise coefficients where the model gives the noise's deviation.
+        deviation: [S, 2], (a, b): that deviation is exp(a + b v).
+    """
+
+    table: torch.Tensor
+    head: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+    deviation: torch.Tensor | None = None
+
+
+def program_of(
+    table: torch.Tensor, inputs: int, x0: int | None, noise_column: int, deviation: torch.Tensor | None
+) -> Program:
+    """Split the table [S, M, K+M+3] of a plan with K inputs for a threshold and a learned deviation.
+
+    Args:
+        x0: the row that goes through a threshold, or None.
+        noise_column: of the noise input, or of the generated noise.
+        deviation: [S, 2] or None.
+    """
+    head = gate = None
+    if x0 is not None:  # the rows before it run twice, it copies one more input in the second launch
+        head = table[:, : x0 + 1, [*range(inputs + x0 + 1), *range(table.shape[-1] - 3, table.shape[-1])]]
+        table = torch.cat((table[..., :inputs], torch.zeros_like(table[..., :1]), table[..., inputs:]), -1)
+        table[:, x0, :-2] = 0
+        table[:, x0, inputs] = 1
+        table[:, x0, -2], table[:, x0, -1] = -math.inf, math.inf
+        noise_column += noise_column >= inputs
+    if deviation is not None:
+        table = table.clone()
+        gate = torch.zeros_like(table[..., :-2])
+        gate[..., noise_column] = table[..., noise_column]
+        table[..., noise_column] = 0
+    return Program(table, head, gate, deviation)
+
+
 class Execution:
     """Device tensors and the op's constant arguments.
 
@@ -67,12 +131,13 @@ class Execution:
 
     def __init__(
         self,
-        table: torch.Tensor,
+        program: Program,
         timesteps: torch.Tensor,
         wiring: Wiring,
         device: torch.device,
         dtypes: Dtypes,
     ) -> None:
+        table = program.table
         for dtype in (dtypes.x, dtypes.history, dtypes.seen):
             if dtype not in CODE:
                 raise TypeError(f"plan: cannot store {dtype}, expected one of {', '.join(map(str, CODE))}")
@@ -86,14 +151,76 @@ class Execution:
         # NOTE: no inference tensors, whatever mode the first call is in: autograd may save them later
         with torch.inference_mode(False):
             self.table = table.to(device, real)
+            self.head = None if program.head is None else program.head.to(device, real)
+            self.gate = None if program.gate is None else program.gate.to(device, real)
+            self.deviation = None if program.deviation is None else program.deviation.to(device, real)
             self.steps = torch.arange(table.shape[0], device=device).unbind()
             self.times = timesteps.to(device, real if timesteps.is_floating_point() else torch.int64).unbind()
+
+
+def launch_into(
+    on: Execution,
+    inputs: list[torch.Tensor],
+    step: torch.Tensor,
+    rng: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    results: list[torch.Tensor],
+) -> None:
+    """One launch over existing tensors.
+
+    Four of the six microseconds of a small step would go into the dispatcher. So the kernel is called beside it,
+    unless someone watches or replaces operators: then the operator is called, as it is where the kernel declines
+    (subclasses, large CPU tensors, which are worth more than one thread).
+    """
+    if _is_watched() or not _kernel_into(inputs, on.table, step, on.store, rng, on.gate, mask, results):
+        _operator_into(
+            inputs, on.table, step, on.store, rng, on.gate, mask, None, None, None, results=results
+        )
+    mark_written(results)
+
+
+def _is_watched() -> bool:
+    """Whether a compiler, tracer, profiler or mode must see the operator."""
+    return (
+        torch.compiler.is_compiling()
+        or bool(torch._C._len_torch_dispatch_stack())
+        or bool(torch._C._len_torch_function_stack())
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
 
 
 def new_history(on: Execution, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Unset history slots: the first steps have zero coefficients there, which are not read."""
     # NOTE: no method, because torch.compile cannot call one of a constant
     return tuple([torch.empty_like(x, dtype=dtype) for dtype in on.history_dtypes])
+
+
+def thresholded(
+    on: Execution, threshold: Threshold, inputs: Sequence[torch.Tensor], step: torch.Tensor
+) -> torch.Tensor:
+    """x0 [B, *sample] after its threshold, in the arithmetic's dtype (fp32, or fp64)."""
+    from fastdiff.solver.dynamic_threshold import dynamic_threshold
+
+    assert on.head is not None
+    dtypes = [None] * (on.head.shape[1] - 1) + [on.head.dtype]
+    (x0,) = linear_step(inputs, on.head, step=step, dtypes=dtypes)
+    keep = x0.requires_grad
+    return dynamic_threshold(
+        x0, threshold.ratio, threshold.max_value, min_value=threshold.min_value, out=None if keep else x0
+    )
+
+
+def learned_deviation(
+    on: Execution, predictions: Sequence[torch.Tensor], step: torch.Tensor
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The predictions [B, C, *] of a model with 2C output channels, and exp(a + b v) [B, C, *] of the last one."""
+    assert on.deviation is not None
+    halves = [p.chunk(2, 1) for p in predictions]
+    a, b = on.deviation.index_select(0, step.reshape(1)).unbind(
+        1
+    )  # NOTE: deviation[step] would wait for the device
+    return [p for p, _ in halves], (a + b * halves[-1][1]).exp()
 
 
 def noise_key(seed: Seed | None, device: torch.device) -> torch.Tensor:

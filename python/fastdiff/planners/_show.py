@@ -36,6 +36,12 @@ def equation(columns: Sequence[str], order: Sequence[int], row: str, coefficient
     return f"{row[:-1]} ← {value}" if row.endswith("'") else f"{row} = {value}"
 
 
+def thresholded(equation: str, ratio: float) -> str:
+    """`x0 = threshold(…, 0.995)`."""
+    name, value = equation.split(" = ", 1)
+    return f"{name} = threshold({value}, {_number(ratio)})"
+
+
 def _term(weight: float, name: str, *, first: bool) -> str:
     sign = ("−" if weight < 0 else "") if first else ("− " if weight < 0 else "+ ")
     return f"{sign}{name}" if abs(weight) == 1 else f"{sign}{_number(abs(weight))} {name}"

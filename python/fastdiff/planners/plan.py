@@ -11,17 +11,20 @@ from typing import Any, SupportsFloat
 
 import torch
 
-from fastdiff._native import mark_written
 from fastdiff.planners import _show
 from fastdiff.planners._execution import (
     Dtypes,
     Execution,
     Seed,
+    Threshold,
     Wiring,
     launch,
     launch_into,
+    learned_deviation,
     new_history,
     noise_key,
+    program_of,
+    thresholded,
 )
 from fastdiff.solver.linear_step import MAX_INPUTS, MAX_ROWS, linear_step
 
@@ -63,6 +66,10 @@ class Plan:
         carry: state slot -> the row or the state slot that it takes its next value from, each source once.
         prediction: what the model predicts: epsilon, x0, v or flow.
         order: convergence order in theory (of the deterministic part).
+        init_noise_sigma: x to start from is this times standard normal noise. Default: hypot(alphas[0], sigmas[0]).
+        threshold: of the row x0.
+        learned_variance: (a, b) of each step, float64 [S, 2], for a model that predicts C more channels v: the
+            noise coefficient of a row is then multiplied by exp(a + b v), element by element.
         history_dtype, seen_dtype: dtypes of the history slots and of "seen"; None means that of x.
         history: names of the slots, besides x, that a step receives from the step before.
         noisy: [S], whether a step adds noise; `stochastic`: whether any does.
@@ -83,6 +90,9 @@ class Plan:
     carry: Mapping[str, str]
     prediction: str
     order: int
+    init_noise_sigma: float = math.nan
+    threshold: Threshold | None = None
+    learned_variance: torch.Tensor | None = None
     history_dtype: torch.dtype | None = None
     seen_dtype: torch.dtype | None = None
 
@@ -109,7 +119,10 @@ class Plan:
         self._set("_takes_noise", takes_noise)
         self._set("_draws", self.stochastic and not takes_noise)
         self._set("steps", self.timesteps.shape[0])
-        self._set("_wiring", Wiring(self.inputs, self.rows, self.carry))
+        if math.isnan(self.init_noise_sigma):
+            self._set("init_noise_sigma", math.hypot(float(self.alphas[0]), float(self.sigmas[0])))
+        more = () if self.threshold is None else ("thresholded",)
+        self._set("_wiring", Wiring((*self.inputs, *more), self.rows, self.carry))
         self._set("_derived", {})
         self._set("_executions", {})
 
@@ -129,6 +142,9 @@ class Plan:
             "finite coefficients": bool(self.table[..., :-2].isfinite().all()),
             "inputs x, prediction(s), then state": self.inputs[0] == "x" and self.inputs[1:2] != (),
             "carry for x and every history slot": set(self.carry) == {"x", *self.history},
+            "a row x0 where there is a threshold": self.threshold is None or "x0" in self.rows,
+            "learned_variance [S, 2]": self.learned_variance is None
+            or self.learned_variance.shape == (steps, 2),
             # A prediction is not a state: guidance splits its slot in two. Carry a row that copies it.
             "carry from rows and state slots, each once": allowed.issuperset(sources)
             and len(set(sources)) == len(sources),
@@ -150,7 +166,10 @@ class Plan:
         times = [f"{t:.6g}" for t in self.timesteps.tolist()]
         lines = [f"{self.solver}: {self.steps} steps, order {self.order}, prediction {self.prediction}"]
         for i, rows in enumerate(self.table.tolist()):
-            equations = (_show.equation(columns, order, *row) for row in zip(self.rows, rows, strict=True))
+            equations = [_show.equation(columns, order, *row) for row in zip(self.rows, rows, strict=True)]
+            if self.threshold is not None:
+                x0 = self.rows.index("x0")
+                equations[x0] = _show.thresholded(equations[x0], self.threshold.ratio)
             head = f"step {i:>{len(str(self.steps - 1))}}  t={times[i]:<{max(map(len, times))}}"
             lines.append(f"{head}  {';  '.join(equations)}")
         return "\n".join(lines)
@@ -336,20 +355,25 @@ class Plan:
                 f"plan {self.solver}: expected tensors for {plan.inputs}, "
                 f"got {len(predictions)} predictions and {len(history)} history slots"
             )
+        step = i if isinstance(i, torch.Tensor) else on.steps[plan._index(i)]
+        mask = None
+        if plan.learned_variance is not None:
+            predictions, mask = learned_deviation(on, predictions, step)
         inputs = [x, *predictions, *history]
         if plan._takes_noise:
             inputs.append(x if noise is None else noise)
         key = plan._key(i, seed, x.device) if plan._draws else None
-        step = i if isinstance(i, torch.Tensor) else on.steps[plan._index(i)]
+        if plan.threshold is not None:
+            inputs.append(thresholded(on, plan.threshold, inputs, step))
 
         if torch.is_grad_enabled() and any([v.requires_grad for v in inputs]):  # noqa: C419  (a generator costs 0.3 us)
-            stored = list(linear_step(inputs, on.table, step=step, dtypes=on.dtypes, rng=key))
+            options = {"rng": key, "gate_table": on.gate, "mask": mask}
+            stored = list(linear_step(inputs, on.table, step=step, dtypes=on.dtypes, **options))
         elif inplace:
             stored = [inputs[k] for k in on.wiring.overwritten]
-            launch_into(inputs, on.table, step, on.store, key, None, None, None, None, None, results=stored)
-            mark_written(stored)
+            launch_into(on, inputs, step, key, mask, stored)
         else:
-            stored = launch(inputs, on.table, step, on.store, key, None, None, None, None, None)
+            stored = launch(inputs, on.table, step, on.store, key, on.gate, mask, None, None, None)
         columns = [*inputs, *stored]
         return columns[on.wiring.next_x], tuple([columns[k] for k in on.wiring.next_history])
 
@@ -364,7 +388,11 @@ class Plan:
         ready = self._executions.get((device, dtype))
         if ready is None:
             dtypes = Dtypes(dtype, self.history_dtype or dtype, self.seen_dtype or dtype)
-            ready = Execution(self.table, self.timesteps, self._wiring, device, dtypes)
+            k = len(self.inputs)
+            noise = k - 1 if self._takes_noise else k + len(self.rows)
+            x0 = None if self.threshold is None else self.rows.index("x0")
+            program = program_of(self.table, k, x0, noise, self.learned_variance)
+            ready = Execution(program, self.timesteps, self._wiring, device, dtypes)
             self._executions[device, dtype] = ready
         return ready
 
