@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from tests.kit.ops import OPS, Op  # noqa: E402
-from tests.kit.trees import tensors_of  # noqa: E402
 
 RESULTS = ROOT / "bench/results"
 BENCH_SCHEMA, GPU_SCHEMA = "fastdiff-bench", "fastdiff-gpu-check"
@@ -115,11 +114,11 @@ def op_section(op: Op) -> str:
         "```text\n" + "\n".join(wrapped(schema) for schema in schemas) + "\n```",
         "### Dtypes",
         f"Inputs: {', '.join(input_dtypes(op))}, and mixtures where the docstring says so. "
-        f"Stored rows: {', '.join(output_dtypes(op))}.",
+        f"Results: {', '.join(output_dtypes(op))}.",
         "### Cases",
         markdown_table(
             ["case", "inputs", "options"],
-            [[c.name, inputs_text(c.args[0]), options_text(c.kwargs)] for c in op.cases()],
+            [[c.name, inputs_text(op.inputs(c)), options_text(c.kwargs)] for c in op.cases()],
         ),
     ]
     return "\n\n".join(parts)
@@ -175,7 +174,7 @@ def in_order(dtypes: set[str]) -> list[str]:
 
 
 def input_dtypes(op: Op) -> list[str]:
-    return in_order({dtype_text(t.dtype) for case in op.cases() for t in tensors_of(case.args[0])})
+    return in_order({dtype_text(t.dtype) for case in op.cases() for t in op.inputs(case)})
 
 
 def output_dtypes(op: Op) -> list[str]:

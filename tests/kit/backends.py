@@ -60,16 +60,16 @@ def run(op: Op, case: Case, backend: str) -> tuple[Tensor, ...]:
         return run_simt(op, case)
     if backend == "cuda":
         args, kwargs = map_tensors((case.args, case.kwargs), lambda t: t.cuda())
-        return tuple(t.cpu() for t in op.function(*args, **kwargs))
+        return tuple(t.cpu() for t in op(*args, **kwargs))
     with instruction_set(backend.removeprefix("cpu-")):
-        return tuple(op.function(*case.args, **case.kwargs))
+        return op(*case.args, **case.kwargs)
 
 
 def run_simt(op: Op, case: Case) -> tuple[Tensor, ...]:
     """The CUDA kernel under the emulator, on copies between guard pages; outputs start as sentinel bytes."""
     stored = [_poisoned(t) for t in op.reference(case)]
-    rows = op.module.dlpack_outputs(stored, *case.args, **case.kwargs)
-    simt_worker().call(op.name, **op.module.dlpack_arguments(*case.args, **case.kwargs), out=rows)
+    out = op.module.dlpack_outputs(stored, *case.args, **case.kwargs)
+    simt_worker().call(op.name, **op.module.dlpack_arguments(*case.args, **case.kwargs), out=out)
     return tuple(stored)
 
 

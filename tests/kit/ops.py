@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators under contract, found by looking: every module of a family that lists its cases()."""
+"""The operators under contract, found by looking: every module of a family that lists its cases().
+
+Besides ``cases()`` and ``reference()``, a module says what is particular to its operator:
+
+    IN_PLACE = False        ``out`` must not share memory with an input (default: it may be exactly one of them)
+    tolerance(*args, **kwargs)  ``scale`` and ``terms`` of :func:`tests.kit.compare.assert_close` for one call
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +20,8 @@ from typing import Any
 import torch
 from fastdiff._case import Case
 from torch import Tensor
+
+from tests.kit.trees import as_tuple, tensors_of
 
 FAMILIES = ("solver", "guidance", "attention", "wavelet", "quant")
 
@@ -29,10 +38,16 @@ class Op:
         return self.name
 
     @property
-    def function(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The public function."""
-        function: Callable[..., tuple[Tensor, ...]] = getattr(self.module, self.name)
+    def function(self) -> Callable[..., Any]:
+        """The public function: it returns a tensor or a tuple of them."""
+        function: Callable[..., Any] = getattr(self.module, self.name)
         return function
+
+    def __call__(self, *args: Any, out: Sequence[Tensor] | None = None, **kwargs: Any) -> tuple[Tensor, ...]:
+        """The public function's results as a tuple, with ``out`` as it takes it: one tensor or a list."""
+        if out is not None:
+            kwargs["out"] = out[0] if self.returns_one else list(out)
+        return as_tuple(self.function(*args, **kwargs))
 
     def cases(self) -> Sequence[Case]:
         cases: Sequence[Case] = self.module.cases()
@@ -40,11 +55,53 @@ class Op:
 
     def reference(self, case: Case) -> tuple[Tensor, ...]:
         """The result in plain PyTorch and float64, rounded to the stored dtypes."""
-        result: tuple[Tensor, ...] = self.module.reference(*case.args, **case.kwargs)
-        return result
+        return as_tuple(self.module.reference(*case.args, **case.kwargs))
+
+    def inputs(self, case: Case) -> list[Tensor]:
+        """The tensors that the operator works on: its first argument if that is a list, else all positional ones."""
+        first = case.args[0]
+        return list(tensors_of(case.args if isinstance(first, Tensor) else first))
 
     def raw(self, overload: str = "default") -> Any:
         return getattr(getattr(torch.ops.fastdiff, self.name), overload)
+
+    @property
+    def returns_one(self) -> bool:
+        """One tensor, and so ``out`` is one; the others have tuples and lists."""
+        returned = self.raw()._schema.returns
+        return len(returned) == 1 and isinstance(returned[0].type, torch._C.TensorType)
+
+    def out_arguments(self, out: Sequence[Tensor]) -> dict[str, Any]:
+        """``out`` as the arguments of the operator's out variant: the ones that its schema says it writes."""
+        written = [a for a in self.raw("out")._schema.arguments if a.alias_info and a.alias_info.is_write]
+        if len(written) == 1 and isinstance(written[0].type, torch._C.ListType):
+            return {written[0].name: list(out)}
+        return {argument.name: tensor for argument, tensor in zip(written, out, strict=True)}
+
+    @property
+    def works_in_place(self) -> bool:
+        """``out`` may be exactly one of the inputs."""
+        return bool(getattr(self.module, "IN_PLACE", True))
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Its gradients are in a file of their own."""
+        return importlib.util.find_spec(f"{self.module.__name__}_grad") is not None
+
+    def tolerance(self, case: Case) -> dict[str, float]:
+        """By how much a result may differ from the reference: see the head of this file."""
+        own: Callable[..., dict[str, float]] | None = getattr(self.module, "tolerance", None)
+        return own(*case.args, **case.kwargs) if own else {"scale": _largest(case) ** 2 * 8, "terms": 16}
+
+
+def _largest(case: Case) -> float:
+    """Magnitude of the numbers that enter, for the error bound."""
+    finite = [
+        t.double().nan_to_num(0, 0, 0).abs().max()
+        for t in tensors_of(case.args)
+        if t.numel() and not t.is_complex()
+    ]
+    return max(1.0, *(float(m) for m in finite)) if finite else 4.0
 
 
 def find() -> list[Op]:

@@ -204,15 +204,29 @@ def execute(
     for i, rows in enumerate(plan.table.tolist()):
         prediction = model(state["x"], i)
         pair = prediction if isinstance(prediction, tuple) else (prediction,)
+        deviation = torch.ones((), dtype=torch.float64)
+        if plan.learned_variance is not None:
+            a, b = plan.learned_variance[i].tolist()
+            deviation = (a + b * pair[-1].double().chunk(2, 1)[1]).exp()
+            pair = tuple(p.chunk(2, 1)[0] for p in pair)
         slots = [name for name in plan.inputs if name in ("prediction", "uncond", "cond")]
         values = state | dict(zip(slots, pair, strict=True))
-        values["z"] = _noise(z, x) if plan.noisy[i] else torch.full_like(x, math.nan)
+        values["z"] = deviation * _noise(z, x) if plan.noisy[i] else torch.full_like(x, math.nan)
         for name, (*weights, low, high) in zip(plan.rows, rows, strict=True):
             columns = [*plan.inputs, *plan.rows, "z"]
             terms = [w * values[c].double() for w, c in zip(weights, columns, strict=True) if w]
             values[name] = sum(terms, torch.zeros((), dtype=torch.float64)).clamp(low, high)
+            if name == "x0" and plan.threshold is not None:
+                values[name] = threshold(values[name], plan.threshold)
         state |= {slot: values[source] for slot, source in plan.carry.items()}
     return state["x"]
+
+
+def threshold(x0: Tensor, how: Any) -> Tensor:
+    """Saharia et al. 2022, section 2.3, per sample."""
+    s = x0.flatten(1).abs().quantile(how.ratio, dim=1).clamp(how.min_value, how.max_value)
+    s = s.reshape(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp(-s, s) / s
 
 
 def _noise(z: Iterator[Tensor], like: Tensor) -> Tensor:
@@ -228,3 +242,27 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 def measured_order(steps: Sequence[int], errors: Sequence[float]) -> float:
     """Slope of -ln(error) against ln(steps), least squares."""
     return float(-np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+ORDER_STEPS = (40, 80, 160, 320)
+ORDER_WITHIN = 0.15
+
+
+def end_point_error(plan: Any, data: Mixture) -> float:
+    """Of a deterministic plan's end point against the closed form, from x at its first level, in float64."""
+    x = torch.randn(256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    levels = list(zip(plan.alphas.tolist(), plan.sigmas.tolist(), strict=True))
+
+    def model(x: Tensor, i: int) -> Tensor:
+        return predict(plan.prediction, x, data.denoise(x, *levels[i]), *levels[i])
+
+    exact = data.transport(x, levels[0], levels[-1])
+    return relative_error(execute(plan, model, x), exact)
+
+
+def check_order(
+    make: Callable[[int], Any], order: float, data: Mixture, steps: Sequence[int] = ORDER_STEPS
+) -> None:
+    """The end-point error of make(n) falls like n^-order, within 0.15."""
+    measured = measured_order(steps, [end_point_error(make(n), data) for n in steps])
+    assert abs(measured - order) <= ORDER_WITHIN, f"measured order {measured:.3f}, expected {order}"

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parity with diffusers: its schedulers as they are, the same programs in float64, and our plans, on one model.
+
+`float64_class` runs a scheduler's own module anew with every float32 in it replaced by float64: its tables, its
+casts, its intermediate results. That is what the scheduler would compute if it did not round, option by option,
+and so the reference that both it and we are measured against.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastdiff.integrations.diffusers import plan_from
+from fastdiff.planners import Plan
+from torch import Tensor
+
+from tests.kit import oracles
+from tests.kit.oracles import BIMODAL, Mixture, relative_error
+
+FP32_LIMIT = 1e-5
+FP32_ROUNDING = 4 * 2.0**-24  # of the state: two results this close to float64 are equally good
+SHAPE = (2, 4, 8, 8)
+
+# Their sample is x0 + sigma eps, ours alpha (x0 + sigma eps): the variable in which the model was trained.
+SCALED = (
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "EDMEulerScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "CosineDPMSolverMultistepScheduler",
+)
+
+
+# ---- the same program in float64 -----------------------------------------------------------------------------
+
+
+class _Wide(types.ModuleType):
+    """A module, torch or numpy, in which float32 is float64."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module.__name__)
+        self.__dict__["_module"] = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, "float64" if name in ("float32", "float") else name)
+
+
+class _WideTorch(_Wide):
+    """torch, with float64 also where it would make float32 by itself."""
+
+    def linspace(self, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.linspace(*args, **{"dtype": torch.float64} | kwargs)
+
+    def tensor(self, data: Any, **kwargs: Any) -> Tensor:
+        made = torch.tensor(data, **kwargs)
+        return (
+            torch.tensor(data, **kwargs | {"dtype": torch.float64}) if made.dtype == torch.float32 else made
+        )
+
+
+@functools.cache
+def float64_class(cls: type) -> Any:
+    """The class, from its module's source executed once more with float32 meaning float64."""
+    source = importlib.import_module(cls.__module__)
+    name = f"{cls.__module__}_in_float64"
+    module = types.ModuleType(name)
+    module.__file__, module.__package__ = source.__file__, source.__package__
+    text = Path(str(source.__file__)).read_text().replace("torch.FloatTensor", "torch.DoubleTensor")
+    sys.modules[name] = module  # dataclasses look their module up
+    with _in_double():
+        exec(
+            compile(_wide_source(text), str(source.__file__), "exec"), module.__dict__
+        )  # diffusers' own, installed
+    return getattr(module, cls.__name__)
+
+
+def _wide_source(text: str) -> str:
+    """Import the wide modules instead, and .float() is .double()."""
+    own = "from tests.kit.peers import wide_numpy as np, wide_torch as torch\n"
+    lines = [line for line in text.splitlines() if line.strip() not in ("import torch", "import numpy as np")]
+    future = next((n + 1 for n, line in enumerate(lines) if line.startswith("from __future__")), 0)
+    return "\n".join([*lines[:future], own, *lines[future:]]).replace(".float()", ".double()")
+
+
+@contextmanager
+def _in_double() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+wide_torch, wide_numpy = _WideTorch(torch), _Wide(np)
+
+
+# ---- one run -------------------------------------------------------------------------------------------------
+
+
+class ByIndex:
+    """A model that knows which evaluation it is asked for: exact in float64, rounded as a network's output is.
+
+    Both programs visit the same levels in the same order. The time that they tell the model may differ where it is
+    rounded; the level must not. It also serves as the record of the times told.
+    """
+
+    def __init__(
+        self, data: Mixture, kind: str, levels: Sequence[oracles.Level], scale: Sequence[float]
+    ) -> None:
+        self.data, self.kind, self.levels, self.scale = data, kind, levels, scale
+        self.times: list[float] = []
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        i = len(self.times)
+        self.times.append(float(t))
+        alpha, sigma = self.levels[i]
+        x = x.double() * self.scale[i]
+        return oracles.predict(self.kind, x, self.data.denoise(x, alpha, sigma), alpha, sigma)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A scheduler class with a configuration, and what to run it on."""
+
+    cls: type
+    config: Mapping[str, Any]
+    steps: int | None
+    dtype: torch.dtype = torch.float32
+    data: Mixture = BIMODAL
+    set_timesteps: Mapping[str, Any] = field(default_factory=dict)
+    step: Mapping[str, Any] = field(default_factory=dict)
+    predict: Callable[..., Tensor] | None = None  # the model's output instead of oracles.predict's
+
+    def scheduler(self, dtype: torch.dtype) -> Any:
+        cls = float64_class(self.cls) if dtype == torch.float64 else self.cls
+        context = _in_double if dtype == torch.float64 else _as_it_is
+        with context():
+            scheduler = cls(**self.config)
+            scheduler.set_timesteps(*(() if self.steps is None else (self.steps,)), **self.set_timesteps)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # or it starts at the second step when the first two times are equal
+        return scheduler
+
+    def plan(self) -> Plan:
+        return plan_from(self.cls(**self.config), self.steps, **self.set_timesteps, **self.step)
+
+    @property
+    def is_scaled(self) -> bool:
+        return self.cls.__name__ in SCALED
+
+    def start(self, plan: Plan) -> Tensor:
+        """x at the plan's first level, in our variable."""
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+        return (plan.init_noise_sigma * x.double()).to(self.dtype)
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+def noises(count: int, dtype: torch.dtype) -> list[Tensor]:
+    """Explicit standard normal noise for so many steps."""
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(SHAPE, generator=g).to(dtype) for _ in range(count)]
+
+
+@contextmanager
+def _randn(cls: type, draws: Callable[[], Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """diffusers draws this noise, in the dtype that it asks for."""
+    module = sys.modules[cls.__module__]
+    before = getattr(module, "randn_tensor", None)
+
+    def randn_tensor(shape: Any, *_: Any, **options: Any) -> Tensor:
+        z = draws()
+        return z.to(options.get("dtype") or dtype).reshape(shape)
+
+    module.randn_tensor = randn_tensor  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if before is not None:
+            module.randn_tensor = before  # type: ignore[attr-defined]
+
+
+def run_peer(
+    problem: Problem, model: Callable[..., Tensor], x: Tensor, noise: Sequence[Tensor], dtype: torch.dtype
+) -> Tensor:
+    """diffusers' sampling loop in a dtype, float64 being the reference; noise [S], one for each step."""
+    scheduler = problem.scheduler(dtype)
+    scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+    context = _in_double if dtype == torch.float64 else _as_it_is
+    step = [0]
+    with context(), _randn(type(scheduler), lambda: noise[step[0]], dtype):
+        for i, t in enumerate(scheduler.timesteps):
+            step[0] = i
+            prediction = model(scale(x, t), t).to(dtype)
+            x = scheduler.step(prediction, t, x, **problem.step, return_dict=False)[0]
+    return x
+
+
+# ---- parity --------------------------------------------------------------------------------------------------
+
+
+def check_parity(
+    cls: type,
+    config: Mapping[str, Any],
+    steps: int | None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    data: Mixture = BIMODAL,
+    set_timesteps: Mapping[str, Any] | None = None,
+    step: Mapping[str, Any] | None = None,
+    times_within: float = 1e-3,
+    limit: float = FP32_LIMIT,
+) -> Plan:
+    """Our end point is closer to float64 than 1e-5 in float32, and never further from it than diffusers' is.
+
+    Where the model's rounded output, or the rounded state that it sees, already carries a larger error, that one is
+    the limit: it is measured by giving the float64 program the same rounded values, and nothing can be closer.
+
+    Args:
+        times_within: how far the times told to the model may differ; 1 where diffusers derives an integer from
+            float32 logarithms.
+        limit: of our error in float32, where it is not the usual one.
+
+    Returns:
+        Our plan, for further checks.
+    """
+    problem = Problem(cls, config, steps, dtype, data, set_timesteps or {}, step or {})
+    plan = problem.plan()
+    x = problem.start(plan)
+    levels = list(zip(plan.alphas.tolist(), plan.sigmas.tolist(), strict=True))
+    scale_in, scale_out = (1 / levels[0][0], levels[-1][0]) if problem.is_scaled else (1.0, 1.0)
+    draws = noises(plan.steps, dtype)
+
+    def model() -> ByIndex:
+        return ByIndex(data, plan.prediction, levels, [1.0] * plan.steps)
+
+    def rounded(m: ByIndex) -> Callable[..., Tensor]:
+        return lambda x, t: m(x.to(dtype), t).to(dtype)
+
+    exact, seen, peers, own = model(), model(), model(), model()
+    start = x.double() * scale_in
+    reference = run_peer(problem, exact, start, draws, torch.float64) * scale_out
+    lossy = (run_peer(problem, rounded(seen), start, draws, torch.float64) * scale_out).to(dtype)
+    theirs = run_peer(problem, peers, start.to(dtype), draws, dtype).double() * scale_out
+    noise = [z for z, noisy in zip(draws, plan.noisy, strict=True) if noisy]
+    ours = plan.run(lambda x, t: own(x, t).to(dtype), x, noise=noise if plan.stochastic else None)
+
+    assert len(own.times) == len(exact.times), (
+        f"{len(own.times)} evaluations, diffusers makes {len(exact.times)}"
+    )
+    for i, (a, b) in enumerate(zip(own.times, exact.times, strict=True)):
+        assert abs(a - b) <= times_within, f"evaluation {i}: the model is told {a}, by diffusers {b}"
+    errors = {"ours": ours, "theirs": theirs, "unavoidable": lossy}
+    got = {name: relative_error(value, reference) for name, value in errors.items()}
+    text = ", ".join(f"{name} {error:.2e}" for name, error in got.items())
+    assert all(map(math.isfinite, (got["ours"], got["unavoidable"]))), text
+    allowed = max(
+        got["theirs"], _slack(dtype) * got["unavoidable"], FP32_ROUNDING if dtype == torch.float32 else 0.0
+    )
+    assert got["ours"] <= allowed, text
+    if dtype == torch.float32:
+        assert got["ours"] <= max(limit, _slack(dtype) * got["unavoidable"]), text
+    return plan
+
+
+def _slack(dtype: torch.dtype) -> float:
+    """The same roundings in another order are another draw of the same error: its size varies by this much."""
+    return 2.0 if dtype == torch.float32 else 1.25
