@@ -25,7 +25,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         *ratios, last = (level_ratio(a, s) for a, s in zip(self.alphas, self.sigmas, strict=True))
-        if not all(a > b for a, b in pairwise(ratios)) or ratios[-1] < last:
+        if not ratios or not all(a > b for a, b in pairwise(ratios)) or ratios[-1] < last:
             raise ValueError(
                 f"schedule: noise levels must decrease from step to step, got timesteps {self.times}"
             )
@@ -53,26 +53,28 @@ class Placement:
     endpoint: bool = True
     rounded: bool = True
 
-    def timesteps(self, steps: int, num_train_timesteps: int) -> tuple[float, ...]:
-        """S decreasing timesteps out of T.
+    def timesteps(self, steps: int, num_train_timesteps: int, usable: int | None = None) -> tuple[float, ...]:
+        """S decreasing timesteps out of T, of which the first `usable` ones (default: all) may be chosen.
 
         Raises:
             ValueError: steps outside [1, T], unknown spacing.
         """
         check_steps(steps, num_train_timesteps)
+        last = num_train_timesteps if usable is None else usable
         points = steps if self.endpoint else steps + 1
         if self.spacing == "linspace":
             # NOTE: k * (last / intervals) in this order: half-way cases then round as numpy.linspace's do
-            width = (num_train_timesteps - 1) / max(points - 1, 1)
+            width = (last - 1) / max(points - 1, 1)
             exact = [k * width for k in range(points)]
             ascending = [float(round(t)) for t in exact] if self.rounded else exact
         elif self.spacing == "leading":
-            ascending = [float(k * (num_train_timesteps // points) + self.offset) for k in range(points)]
+            ascending = [float(k * (last // points) + self.offset) for k in range(points)]
         elif self.spacing == "trailing":
             # NOTE: numpy.arange(T, 0, -T/S) steps by the rounded difference of its first two values, and has
             # a surplus value (timestep -1) for some S, dropped here. The same with and without endpoint.
-            width = num_train_timesteps - (num_train_timesteps - num_train_timesteps / steps)
-            return tuple(float(round(num_train_timesteps - k * width) - 1) for k in range(steps))
+            width = last - (last - num_train_timesteps / steps)
+            times = (float(round(last - k * width) - 1) for k in range(steps))
+            return tuple(t for t in times if t >= 0)
         else:
             raise ValueError(
                 f"timestep_spacing: expected leading, linspace or trailing, got {self.spacing!r}"
@@ -98,6 +100,13 @@ class Schedule(ABC):
         Raises:
             ValueError: steps < 1, more steps than levels, levels that do not decrease, an unknown name.
         """
+
+    def solver_times(self, times: tuple[float, ...]) -> tuple[float, ...]:
+        """The whole numbers that diffusers' DPM-Solver, UniPC, DEIS and SA-Solver tell the model instead of `times`.
+
+        Trap: fractions are cut off, here and almost everywhere; see `SigmaSchedule`.
+        """
+        return tuple(float(math.trunc(t)) for t in times)
 
 
 def half_log_snr(alpha: float, sigma: float) -> float:
