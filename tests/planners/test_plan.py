@@ -62,10 +62,10 @@ def ring_plan() -> Plan:
 def test_print_is_readable() -> None:
     assert str(planners.dpm_solver_pp(LINEAR, 4)).splitlines() == [
         "dpm_solver_pp: 4 steps, order 2, prediction epsilon",
-        "step 0  t=999  x0 = 157.41 x − 157.41 ε;  x ← 0.99834 x + 0.051542 x0",
-        "step 1  t=749  x0 = 17.276 x − 17.247 ε;  x ← 0.96193 x + 0.30458 x0 − 0.081338 m1",
-        "step 2  t=500  x0 = 3.5853 x − 3.443 ε;  x ← 0.72038 x + 0.72804 x0 − 0.20688 m1",
-        "step 3  t=250  x0 = 1.3849 x − 0.95803 ε;  x ← x0",
+        "step 0  t=999  d = x − 0.99998 ε;  x0 = 157.41 d;  x ← 0.99834 x + 0.051542 x0",
+        "step 1  t=749  d = x − 0.99832 ε;  x0 = 17.276 d;  x ← 0.96193 x + 0.30458 x0 − 0.081338 m1",
+        "step 2  t=500  d = x − 0.96031 ε;  x0 = 3.5853 d;  x ← 0.72038 x + 0.72804 x0 − 0.20688 m1",
+        "step 3  t=250  d = x − 0.69179 ε;  x0 = 1.3849 d;  x ← x0",
     ]
     assert str(planners.ddim(LINEAR, 2, eta=1.0, clip_sample=1.0).guided(7.5)).splitlines()[1] == (
         "step 0  t=500  x0 = clamp(3.5853 x + 22.379 ε_u − 25.822 ε_c, −1, 1);  "
@@ -340,7 +340,7 @@ def test_plans_copy_and_pickle_after_use() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: planners.dpm_solver_pp(LINEAR, 5, order=3), "order: expected 1 or 2, got 3"),
+        (lambda: planners.dpm_solver_pp(LINEAR, 5, order=4), "order: expected 1, 2 or 3, got 4"),
         (lambda: planners.dpm_solver_pp(LINEAR, 5, solver_type="bh1"), "solver_type"),  # type: ignore[arg-type]
         (lambda: planners.ddim(LINEAR, 5, prediction="score"), "prediction: expected one of epsilon"),
         (lambda: planners.ddim(LINEAR, 5, eta=1.5), "eta"),
@@ -384,7 +384,7 @@ def test_refused_indices_and_types() -> None:
         ({"carry": {"x": "x'", "m1": "x'"}}, "each once"),
         ({"inputs": ("x", "prediction", "x0")}, "distinct"),
         ({"table": torch.zeros(3, 2, 7)}, "float64 table"),
-        ({"table": torch.full((3, 2, 8), math.nan, dtype=torch.float64)}, "finite"),
+        ({"table": torch.full((3, 3, 9), math.nan, dtype=torch.float64)}, "finite"),
         ({"alphas": torch.zeros(3)}, r"\[S\+1\]"),
     ],
 )

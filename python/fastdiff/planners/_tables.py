@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from fastdiff.schedules import Grid
+
 Pair = tuple[float, float]  # coefficients of (x, prediction)
+Level = tuple[float, float]  # alpha, sigma
 
 ALIASES = {"sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-PREDICTIONS = ("epsilon", "x0", "v", "flow")
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "edm", "edm_v")
 
 
 def prediction_type(name: str) -> str:
-    """The canonical name: epsilon, x0, v or flow; diffusers' names are accepted.
+    """The canonical name: epsilon, x0, v, flow, edm or edm_v; diffusers' names are accepted.
 
     Raises:
         ValueError: unknown name.
@@ -35,6 +38,8 @@ def x0_and_eps(prediction: str, alpha: float, sigma: float) -> tuple[Pair, Pair]
     - x0:      x0
     - v:       (alpha eps - sigma x0)/s, s = sqrt(alpha^2 + sigma^2) (Salimans and Ho 2022, appendix D)
     - flow:    eps - x0 (rectified flow, Liu et al. 2023, equation (1), time reversed)
+    - edm:     F of x0 = c_skip x/c_in + c_out F (Karras et al. 2022, table 1), x being c_in times the noisy data:
+               alpha = c_in and sigma^2 + alpha^2 sigma_data^2 = 1. edm_v: -F, which is v where sigma_data = 1
 
     Raises:
         ValueError: the prediction does not determine x0 at this level (eps at alpha = 0).
@@ -48,6 +53,9 @@ def x0_and_eps(prediction: str, alpha: float, sigma: float) -> tuple[Pair, Pair]
         return (1 / a, -s / a), (0.0, 1.0)
     if prediction == "x0":
         return (0.0, 1.0), (1 / s, -a / s)
+    if prediction in ("edm", "edm_v"):
+        rest, sign = math.sqrt((1 - s) * (1 + s)), 1 if prediction == "edm" else -1  # rest = alpha sigma_data
+        return (rest * rest / a, sign * s * rest / a), (s, -sign * rest)
     if prediction == "v":
         square, norm = a * a + s * s, math.hypot(a, s)
         return (a / square, -s / norm), (s / square, a / norm)
@@ -67,6 +75,47 @@ def phi(k: int, z: float) -> float:
     if k == 1:
         return math.expm1(z) / z
     return (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z
+
+
+def combine(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
+    """sum of factor x terms, by the names of the terms."""
+    total: dict[str, float] = {}
+    for factor, terms in parts:
+        for name, weight in terms.items():
+            total[name] = total.get(name, 0.0) + factor * weight
+    return total
+
+
+def x0_rows(kind: str) -> tuple[str, ...]:
+    """The rows that `set_x0` fills: where x0 = (x - sigma eps)/alpha, one for the difference.
+
+    sigma/alpha is 157 at the last timestep of the linear schedule and 20000 on the cosine one. x0 as one row has two
+    coefficients of that size, each rounded to float32, whose terms nearly cancel: an error of 157 roundoffs. In
+    d = x - sigma eps the coefficient of x is exact and the difference is rounded once, at its own size.
+    """
+    return ("d", "x0") if kind == "epsilon" else ("x0",)
+
+
+def set_x0(table: Table, i: int, kind: str, level: Level, clamp: tuple[float, float] | None = None) -> None:
+    """The row x0 of step i, with the row d if the table has it."""
+    if "d" in table.rows:
+        alpha, sigma = level
+        x0_and_eps(kind, alpha, sigma)  # refuses alpha = 0
+        table.set(i, "d", {"x": 1.0, "prediction": -sigma})
+        table.set(i, "x0", {"d": 1 / alpha}, clamp=clamp)
+    else:
+        table.set(i, "x0", conversion(kind, level)[0], clamp=clamp)
+
+
+def levels_of(grid: Grid) -> list[Level]:
+    """[(alpha, sigma)] of the S evaluations and the end point."""
+    return list(zip(grid.alphas, grid.sigmas, strict=True))
+
+
+def conversion(kind: str, level: Level) -> tuple[dict[str, float], dict[str, float]]:
+    """x0 and eps as terms in x and prediction."""
+    (x0, e) = x0_and_eps(kind, *level)
+    return {"x": x0[0], "prediction": x0[1]}, {"x": e[0], "prediction": e[1]}
 
 
 class Table:
@@ -100,7 +149,7 @@ def clamp_range(clip: float | tuple[float, float] | None) -> tuple[float, float]
     """
     if clip is None:
         return None
-    low, high = clip if isinstance(clip, tuple) else (-clip, clip)
+    low, high = clip if isinstance(clip, (tuple, list)) else (-clip, clip)
     if not low < high:
         raise ValueError(f"clip_sample: expected a positive range or (low, high), got {clip}")
     return float(low), float(high)

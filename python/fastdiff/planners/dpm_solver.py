@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DPM-Solver: Lu et al. 2022, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10
+Steps" (arXiv 2206.00927)."""
+
+from __future__ import annotations
+
+from fastdiff.planners import _dpm
+from fastdiff.planners._dpm import FEW_STEPS, Method, SolverType
+from fastdiff.planners._execution import Threshold
+from fastdiff.planners.plan import Plan
+from fastdiff.schedules import Final, Schedule, Spacing, Steps
+
+
+def dpm_solver(
+    schedule: Schedule,
+    steps: Steps,
+    *,
+    prediction: str = "epsilon",
+    order: int = 2,
+    solver_type: SolverType = "midpoint",
+    method: Method = "multistep",
+    sde: bool = False,
+    exact_third: bool = False,
+    lower_order_final: bool = True,
+    few_steps: int = FEW_STEPS,
+    euler_at_final: bool = False,
+    final_sigmas_type: Final = "sigma_min",
+    timestep_spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    clip_sample: float | tuple[float, float] | None = None,
+    threshold: Threshold | None = None,
+) -> Plan:
+    """DPM-Solver of order 1, 2 or 3, in noise form. A row is eps, which the history keeps.
+
+    With lambda = ln(alpha/sigma), h = lambda_t - lambda_s, h0 the h of the step before, m0, m1, m2 the noise
+    predictions of this evaluation and of the ones before, D = (m0 - m1) h/h0:
+
+        order 1   x_t = (alpha_t/alpha_s) x - sigma_t (e^h - 1) m0      equation (3.7); this is DDIM
+        midpoint  x_t = order 1 - sigma_t (e^h - 1)/2 D                 algorithm 1 (singlestep)
+        heun      x_t = order 1 - sigma_t ((e^h - 1)/h - 1) D           the Taylor expansion, equation (3.6)
+        order 3   x_t = order 1 - sigma_t ((e^h - 1)/h - 1) D1 - sigma_t ((e^h - 1 - h)/h^2 - 1/2) D2
+
+    with D1 and D2 from divided differences of m0, m1, m2; `singlestep` takes the same terms from inner points, which
+    are here the following points of the grid. `sde` is SDE-DPM-Solver. With a clip or a threshold, eps is derived
+    again from x0.
+
+    The defaults give what diffusers' `DPMSolverMultistepScheduler(algorithm_type="dpmsolver",
+    final_sigmas_type="sigma_min")` gives; singlestep that of `DPMSolverSinglestepScheduler`.
+
+    Args:
+        schedule: of `fastdiff.schedules`.
+        steps: how many model evaluations, or the decreasing timesteps themselves.
+        prediction: what the model predicts: epsilon, x0 (sample), v (v_prediction), flow, edm.
+        order: 1, 2 or 3. The first evaluations have lower orders, for want of a history.
+        solver_type: form of the second-order term; of the third-order one too if singlestep.
+        method: "multistep", or "singlestep": blocks of `order` evaluations, each starting anew.
+        sde: along the diffusion SDE instead of the ODE, with noise in every step.
+        exact_third: correct what was published. The multistep scheme of order 3 has half of its second-derivative
+            term, which makes it converge with order 2 and a little; diffusers' SDE form also has the sign of a 1/2
+            turned. The default is what was published.
+        lower_order_final: lower orders for the last two evaluations when there are fewer than `few_steps`. If
+            singlestep: shorter blocks at the end.
+        few_steps: diffusers' 15; the official code has 10.
+        euler_at_final: last step of order 1 always; where sigma ends at 0 it is so in any case, since h is
+            infinite there.
+        final_sigmas_type: end at sigma = 0 or at the first training level.
+        timestep_spacing, steps_offset: choice of timesteps in a discrete schedule.
+        clip_sample: clamp x0 to (-r, r) or (low, high).
+        threshold: dynamic threshold of x0 instead.
+
+    Raises:
+        ValueError: another order, unknown names, bad ranges, a prediction that does not determine eps at alpha = 0.
+    """
+    options = _dpm.family(
+        data=False,
+        order=order,
+        solver_type=solver_type,
+        method=method,
+        sde=sde,
+        exact_third=exact_third,
+        lower_order_final=lower_order_final,
+        euler_at_final=euler_at_final,
+        few_steps=few_steps,
+        clip_sample=clip_sample,
+        threshold=threshold,
+    )
+    place = _dpm.placement(timestep_spacing, steps_offset)
+    return options.plan("dpm_solver", schedule, steps, prediction, place, final_sigmas_type)
