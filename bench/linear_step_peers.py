@@ -8,7 +8,8 @@ anew in every step, as 0-d tensors; here they are given, so that only the work o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -134,15 +135,28 @@ class SchedulerLoop:
     """
 
     def __init__(
-        self, scheduler: Any, steps: int, x: Tensor, predictions: Sequence[Tensor], scale: float, count: int
+        self,
+        scheduler: Any,
+        steps: int,
+        x: Tensor,
+        predictions: Sequence[Tensor],
+        scale: float,
+        count: int,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._scheduler, self._steps, self._count, self._scale = scheduler, steps, count, scale
+        self._options = options
+        scheduler.is_scale_input_called = True  # or some of them warn, in every step
         self._start, self._predictions = x, predictions
         self._times: list[Tensor] = []
         self._x = x
 
     def reset(self) -> None:
         self._scheduler.set_timesteps(self._steps, device=self._start.device)
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(
+                0
+            )  # as pipelines do: without it the first step searches, and waits
         first, *self._times = self._scheduler.timesteps[: 1 + self._count]
         self._x = self._step(first, self._start)
 
@@ -156,15 +170,17 @@ class SchedulerLoop:
         if len(self._predictions) == 2:
             uncond, cond = self._predictions
             model_output = guided(uncond, cond, self._scale)
-        prev_sample: Tensor = self._scheduler.step(model_output, t, x, return_dict=False)[0]
+        prev_sample: Tensor = self._scheduler.step(model_output, t, x, return_dict=False, **self._options)[0]
         return prev_sample
 
 
 class PlanLoop:
     """The same steps by `Plan.step`, in place."""
 
-    def __init__(self, plan: Plan, x: Tensor, predictions: Sequence[Tensor], count: int) -> None:
-        self._plan, self._count = plan, count
+    def __init__(
+        self, plan: Plan, x: Tensor, predictions: Sequence[Tensor], count: int, seed: Tensor | None = None
+    ) -> None:
+        self._plan, self._count, self._seed = plan, count, seed
         self._start, self._predictions = x, predictions
         self._x, self._history = torch.empty_like(x), tuple(torch.empty_like(x) for _ in plan.history)
 
@@ -178,4 +194,6 @@ class PlanLoop:
         return (self._x,)
 
     def _advance(self, i: int) -> None:
-        self._x, self._history = self._plan.step(i, self._x, self._predictions, self._history, inplace=True)
+        self._x, self._history = self._plan.step(
+            i, self._x, self._predictions, self._history, seed=self._seed, inplace=True
+        )
