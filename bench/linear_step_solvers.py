@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,12 +129,8 @@ SOLVERS = {
 
 def cases() -> list[Case]:
     """Each solver on each shape and dtype."""
-    return [
-        _case(name, solver, shape, dtype)
-        for name, solver in SOLVERS.items()
-        for dtype in DTYPES
-        for shape in SHAPES
-    ]
+    settings = itertools.product(SOLVERS.items(), DTYPES, SHAPES)
+    return [_case(name, solver, shape, dtype) for (name, solver), dtype, shape in settings]
 
 
 def _case(name: str, solver: Solver, shape: tuple[int, ...], dtype: torch.dtype) -> Case:

@@ -9,8 +9,10 @@ one step from s to t, h = lambda_t - lambda_s:
 Four forms, with m the data prediction x0 or the noise prediction eps, along the ODE (tau = 0) or the SDE of
 Xue et al. 2023 (SA-Solver), whose tau = 1 is that of SDE-DPM-Solver; c = 1 + tau^2:
 
-    data    a = (sigma_t/sigma_s) e^(-tau^2 h)    K_i = alpha_t c h^(i+1) phi_(i+1)(-c h)    n = sigma_t sqrt(1 - e^(-2 tau^2 h))
-    noise   a = alpha_t/alpha_s                  K_i = -sigma_t c h^(i+1) phi_(i+1)(h)      n = sigma_t tau sqrt(e^(2h) - 1)
+    data    a = (sigma_t/sigma_s) e^(-tau^2 h)    K_i = alpha_t c h^(i+1) phi_(i+1)(-c h)
+            n = sigma_t sqrt(1 - e^(-2 tau^2 h))
+    noise   a = alpha_t/alpha_s                   K_i = -sigma_t c h^(i+1) phi_(i+1)(h)
+            n = sigma_t tau sqrt(e^(2h) - 1)
 
 Lu et al. 2022a, equation (3.4) (noise); Lu et al. 2022b, equation (9) (data).
 """
@@ -59,7 +61,7 @@ class Interval:
         (alpha_s, sigma_s), (alpha_t, sigma_t) = self.s, self.t
         if not self.data:
             return alpha_t / alpha_s
-        return sigma_t / sigma_s * self._decay ** (self.tau**2)
+        return sigma_t / sigma_s * math.pow(self._decay, self.tau**2)
 
     @property
     def first(self) -> float:

@@ -6,7 +6,8 @@ evaluate the model, what time does it tell the model there, and at which level d
 
 - `linear`, `scaled_linear`, `cosine`, `sigmoid`, `laplace`, `from_betas`, `from_alphas_cumprod`: variance preserving
   (VP), a level per timestep; `zero_terminal_snr` makes another of one.
-- `karras`, `exponential`, `lu`, `beta`: levels spaced in sigma/alpha, on top of a VP `base` or alone (alpha = 1); `edm`.
+- `karras`, `exponential`, `lu`, `beta`: levels spaced in sigma/alpha, on top of a VP `base` or alone (alpha = 1); and
+  `edm`.
 - `flow`: alpha = 1 - sigma, with static or dynamic shift.
 - `from_levels`: any list of levels, such as a searched one.
 

@@ -76,7 +76,7 @@ class SigmaSchedule(Schedule):
         return Grid(tuple(map(self.base.time, ratios)), *columns([vp_level(r) for r in (*ratios, last)]))
 
     def solver_times(self, times: tuple[float, ...]) -> tuple[float, ...]:
-        """Trap: diffusers rounds Karras timesteps, but not on the cosine schedule, and cuts off every other fraction."""
+        """Trap: diffusers rounds Karras timesteps, but not on the cosine schedule; other fractions are cut off."""
         if self.base is None:
             return times  # no peer: the model is told sigma
         if self.name in ("karras", "lu") and self.base.name != "cosine":

@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from fastdiff import schedules
 from fastdiff.integrations.diffusers._options import Options
 from fastdiff.planners import Threshold
-from fastdiff.schedules import DiscreteSchedule, LevelSchedule, Placement, SigmaSchedule
+from fastdiff.schedules import DiscreteSchedule, LevelSchedule, Placement, Schedule, SigmaSchedule, Steps
 from fastdiff.schedules._grid import level_ratio, ramp, vp_level
 
 Level = tuple[float, float]
 # Where a list of levels ends: at sigma = 0, at the first training level, or with its last level again.
 End = Literal["zero", "sigma_min", "last"]
 
-_BETAS = {
+_BETAS: dict[str, Callable[..., DiscreteSchedule]] = {
     "linear": schedules.linear,
     "scaled_linear": schedules.scaled_linear,
     "squaredcos_cap_v2": schedules.cosine,
@@ -79,30 +79,24 @@ def multistep(o: Options, *, spaced_end: End | None = None, flow_end: End | None
         spaced_end, flow_end: where spaced and flow sigmas end; None: where `final_sigmas_type` says.
     """
     base = discrete(o, terminal=SMALLEST_HALF)
-    final: End = o["final_sigmas_type"] if "final_sigmas_type" in o else "sigma_min"
-    steps = o.steps
-    mu = o.call("mu")
+    final: End = o.get("final_sigmas_type", "sigma_min")
+    steps, mu = o.steps, o.call("mu")
     shift = math.exp(mu) if mu is not None else o.get("flow_shift", 1.0)
     o.unaffecting("use_dynamic_shifting", "time_shift_type", "flow_shift")
     place = Placement(o.get("timestep_spacing", "linspace"), o.get("steps_offset", 0), endpoint=False)
+    lowest = base.level(0)
 
+    schedule: Schedule = base
     spaced = spacing(o, base)
     if spaced is not None:
-        end, schedule = spaced_end or final, spaced
+        schedule, final, steps = spaced, spaced_end or final, _count(o, steps)
     elif o.get("use_flow_sigmas", False):
+        schedule = schedules.flow(shift, num_train_timesteps=base.num_train_timesteps)
+        final, steps, place = flow_end or final, _count(o, steps), Placement(endpoint=False)
         # Trap: the end "sigma_min" is that of the training betas, which a flow does not have.
-        flow = schedules.flow(shift, num_train_timesteps=base.num_train_timesteps)
-        grid = flow.grid(_count(o, steps), Placement(endpoint=False))
-        sigma = level_ratio(*base.level(0))
-        ends: dict[End, Level] = {"sigma_min": (1 - sigma, sigma)}
-        return _ended(
-            flow.solver_times(grid.times), grid.alphas[:-1], grid.sigmas[:-1], flow_end or final, ends
-        )
-    else:
-        end, schedule = final, base
-    grid = schedule.grid(steps if schedule is base else _count(o, steps), place)
-    times = schedule.solver_times(grid.times)
-    return _ended(times, grid.alphas[:-1], grid.sigmas[:-1], end, {"sigma_min": base.level(0)})
+        lowest = 1 - level_ratio(*lowest), level_ratio(*lowest)
+    grid = schedule.grid(steps, place)
+    return _ended(schedule.solver_times(grid.times), grid.alphas[:-1], grid.sigmas[:-1], final, lowest)
 
 
 def spacing(o: Options, base: DiscreteSchedule) -> SigmaSchedule | None:
@@ -121,7 +115,7 @@ def spacing(o: Options, base: DiscreteSchedule) -> SigmaSchedule | None:
     return make(*limits, base=base)
 
 
-def _count(o: Options, steps: object) -> int:
+def _count(o: Options, steps: Steps) -> int:
     if not isinstance(steps, int):
         o.refuse("timesteps", "its sigmas are chosen by their own rule")
     assert isinstance(steps, int)
@@ -129,10 +123,14 @@ def _count(o: Options, steps: object) -> int:
 
 
 def _ended(
-    times: Sequence[float], alphas: Sequence[float], sigmas: Sequence[float], end: End, ends: dict[End, Level]
+    times: Sequence[float], alphas: Sequence[float], sigmas: Sequence[float], end: End, lowest: Level
 ) -> LevelSchedule:
-    known: dict[End, Level] = {"zero": (1.0, 0.0), "last": (alphas[-1], sigmas[-1])} | ends
-    alpha, sigma = known[end]
+    ends: Mapping[End, Level] = {
+        "zero": (1.0, 0.0),
+        "sigma_min": lowest,
+        "last": (alphas[-1], sigmas[-1]),
+    }
+    alpha, sigma = ends[end]
     return schedules.from_levels(times, (*alphas, alpha), (*sigmas, sigma))
 
 
