@@ -77,6 +77,85 @@ def test_flow_levels() -> None:
     assert schedules.flow(3.0).grid([1000, 500]).sigmas == pytest.approx((1.0, 0.75, 0.0))
 
 
+PEERS = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "cosine": "squaredcos_cap_v2",
+    "sigmoid": "sigmoid",
+    "laplace": "laplace",
+}
+
+
+@pytest.mark.parametrize("name", list(PEERS))
+def test_tables_are_those_of_diffusers_before_rounding(name: str) -> None:
+    """Theirs is a float32 product of float32 betas: 1e-6, and 1e-3 where the cosine schedule has lost all digits."""
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(beta_schedule=PEERS[name]).alphas_cumprod.double()
+    ours = getattr(schedules, name)().alphas_cumprod
+    torch.testing.assert_close(ours, theirs, rtol=3e-4, atol=1e-7)
+    assert float((ours / theirs - 1)[:900].abs().max()) < 1e-4
+
+
+def test_zero_terminal_snr() -> None:
+    schedule = schedules.scaled_linear(beta_start=0.00085, beta_end=0.012)
+    rescaled = schedules.zero_terminal_snr(schedule)
+    assert float(rescaled.alphas_cumprod[-1]) == 0
+    assert float(rescaled.alphas_cumprod[0]) == pytest.approx(float(schedule.alphas_cumprod[0]), rel=1e-15)
+    root = schedule.alphas
+    linear = (root - root[-1]) / (root[0] - root[-1])  # Lin et al. 2023: an affine map of sqrt(alphas_cumprod)
+    torch.testing.assert_close(rescaled.alphas / rescaled.alphas[0], linear, rtol=1e-12, atol=1e-12)
+    assert float(schedules.zero_terminal_snr(schedule, terminal=2.0**-24).alphas_cumprod[-1]) == 2.0**-24
+
+
+def test_betas_make_a_schedule() -> None:
+    linear = schedules.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    torch.testing.assert_close(linear.alphas_cumprod, schedules.linear().alphas_cumprod, rtol=1e-14, atol=0)
+    assert schedules.from_betas([0.5, 0.5]).alphas_cumprod.tolist() == [0.5, 0.25]
+
+
+def test_beta_spacing_is_the_quantile_function() -> None:
+    special = pytest.importorskip("scipy.special")
+    grid = schedules.beta(0.1, 10.0, 0.6, 0.8).grid(5)
+    assert (grid.sigmas[0], grid.sigmas[-2]) == (10.0, 0.1)
+    for k, sigma in enumerate(grid.sigmas[:-1]):
+        share = (sigma - 0.1) / 9.9
+        assert special.betainc(0.6, 0.8, share) == pytest.approx(1 - k / 4, abs=1e-12)
+
+
+def test_lu_is_exponential_with_rounded_times() -> None:
+    base = schedules.linear()
+    lu, exponential = schedules.lu(base=base), schedules.exponential(base=base)
+    assert lu.grid(7).sigmas == exponential.grid(7).sigmas
+    times = lu.grid(7).times
+    assert lu.solver_times(times) == tuple(float(round(t)) for t in times)
+    assert exponential.solver_times(times) == tuple(float(math.trunc(t)) for t in times)
+
+
+def test_edm_levels_are_the_inputs_of_the_network() -> None:
+    """Karras et al. 2022, table 1: c_in = 1/sqrt(sigma^2 + sigma_data^2), c_noise = ln(sigma)/4."""
+    grid = schedules.edm(sigma_data=0.5).grid(4)
+    for time, alpha, sigma in zip(grid.times, grid.alphas, grid.sigmas, strict=False):
+        noise = sigma / alpha
+        assert alpha == pytest.approx(1 / math.hypot(noise, 0.5), rel=1e-14)
+        assert time == pytest.approx(math.log(noise) / 4, abs=1e-12)
+    assert (grid.alphas[-1], grid.sigmas[-1]) == (1.0, 0.0)
+
+
+def test_given_levels() -> None:
+    schedule = schedules.from_levels([900, 20.5], [0.1, 0.8, 1.0], [0.9, 0.6, 0.0])
+    grid = schedule.grid(2)
+    assert (grid.times, grid.alphas, grid.sigmas) == ((900.0, 20.5), (0.1, 0.8, 1.0), (0.9, 0.6, 0.0))
+    assert schedule.solver_times(grid.times) == grid.times
+
+
+def test_lambda_min_clipped() -> None:
+    cosine = schedules.cosine()
+    clipped = schedules.DiscreteSchedule("clipped", cosine.alphas_cumprod, -5.1)
+    first = clipped.grid(10, Placement("linspace", endpoint=False)).lambdas[0]
+    assert -5.1 <= first < -4.9
+    assert clipped.usable < cosine.usable == 1000
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -93,6 +172,9 @@ def test_flow_levels() -> None:
         (lambda: schedules.flow(0.0), "positive shift"),
         (lambda: schedules.flow(mu=1.0, time_shift_type="cubic"), "time_shift_type"),  # type: ignore[arg-type]
         (lambda: schedules.flow(shift_terminal=0.1).grid(1), "shift_terminal"),
+        (lambda: schedules.from_levels([1.0], [0.5], [0.5, 0.0]), "expected S times and S \\+ 1 alphas"),
+        (lambda: schedules.from_levels([1.0], [0.5, 1.0], [0.5, 0.0]).grid(3), "pass steps=1, got 3"),
+        (lambda: schedules.from_betas([0.5, -0.5]), "strictly decrease"),
         (lambda: schedules.from_alphas_cumprod(torch.tensor([0.5])), r"shape \[T\]"),
         (lambda: schedules.from_alphas_cumprod(torch.tensor([0.5, 0.7])), "strictly decrease"),
         (lambda: schedules.from_alphas_cumprod(torch.tensor([1.5, 0.7])), "strictly decrease"),

@@ -48,6 +48,9 @@ def plan_from(scheduler: Any, num_inference_steps: int | None = None, **kwargs: 
         raise TypeError(
             f"plan_from: {name} is not reproduced by any planner; these are: {', '.join(reproducible())}"
         )
+    if unknown := sorted(set(kwargs) - {*entry.keywords}):
+        takes = ", ".join(entry.keywords) or "none"
+        raise ValueError(f"plan_from: {name}: unknown keyword {', '.join(unknown)}; it takes {takes}")
     options = Options(scheduler, num_inference_steps, kwargs)
     plan = entry.mapper(options)
     options.check_all_read()

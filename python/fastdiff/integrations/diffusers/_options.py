@@ -106,10 +106,11 @@ class Options:
         """Refuse what nobody has read.
 
         Raises:
-            ValueError: a keyword that the scheduler does not have, or a non-default option that no planner has.
+            ValueError: a keyword that has no effect with this config, or a non-default option that no planner has.
         """
         if self._uncalled:
-            raise ValueError(f"{self._where}: it takes no {', '.join(sorted(self._uncalled))}")
+            ignored = ", ".join(sorted(self._uncalled))
+            raise ValueError(f"{self._where}: {ignored} would have no effect with this configuration")
         for option in sorted(self._unread):
             default = self._defaults.get(option, _ABSENT)
             if default is _ABSENT or not _equal(self._config[option], default):

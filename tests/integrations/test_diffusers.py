@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plan_from: which schedulers it takes, what it refuses and how. Their numbers are in tests/planners."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from fastdiff.integrations.diffusers import plan_from, reproducible
+
+# Their noise, order of evaluations or tokens are no linear program of the model's predictions, or they belong to one model.
+NOT_REPRODUCED = {
+    "AmusedScheduler": "discrete tokens",
+    "BlockRefinementScheduler": "discrete tokens",
+    "DiscreteDDIMScheduler": "discrete tokens",
+    "EntropyBoundScheduler": "discrete tokens",
+    "VQDiffusionScheduler": "discrete tokens",
+    "DPMSolverSDEScheduler": "its noise is a Brownian tree",
+    "KarrasVeScheduler": "its step takes the model itself",
+    "RePaintScheduler": "it goes back and forth in time, with an image and a mask",
+}
+
+
+def classes() -> list[str]:
+    return sorted(name for name in dir(diffusers) if name.endswith("Scheduler"))
+
+
+def scheduler(name: str = "DPMSolverMultistepScheduler", **config: Any) -> Any:
+    return getattr(diffusers, name)(**config)
+
+
+@pytest.mark.parametrize("name", classes())
+def test_every_class_is_reproduced_or_refused_by_name(name: str) -> None:
+    if name in reproducible():
+        assert name not in NOT_REPRODUCED
+        return
+    with pytest.raises(TypeError, match=rf"plan_from: {name} is not reproduced by any planner; these are: .*DDIMScheduler"):
+        plan_from(object.__new__(getattr(diffusers, name)), 10)
+
+
+def test_reproducible_classes_exist() -> None:
+    assert set(reproducible()) <= set(classes())
+
+
+@pytest.mark.parametrize("name", reproducible())
+def test_the_scheduler_is_read_and_not_changed(name: str) -> None:
+    made = scheduler(name)
+    before, config = copy.deepcopy(made.__dict__), dict(made.config)
+    plan = plan_from(made, 4)
+    assert dict(made.config) == config
+    assert made.__dict__.keys() == before.keys()
+    for key, value in before.items():
+        same = torch.equal(made.__dict__[key], value) if isinstance(value, torch.Tensor) else True
+        assert same, key
+    assert plan.steps >= 4
+
+
+@pytest.mark.parametrize("name", reproducible())
+def test_an_option_that_nobody_reads_is_refused(name: str) -> None:
+    """So that an option of a later diffusers cannot be overlooked."""
+    made = scheduler(name)
+    made.register_to_config(**{**made.config, "brand_new": 3})
+    with pytest.raises(ValueError, match=rf"plan_from: {name}: cannot reproduce brand_new=3: no planner has this option"):
+        plan_from(made, 4)
+
+
+@pytest.mark.parametrize("name", reproducible())
+def test_an_unknown_keyword_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"plan_from: {name}: unknown keyword strength; it takes "):
+        plan_from(scheduler(name), 4, strength=0.3)
+
+
+def test_steps_or_timesteps() -> None:
+    for steps, keywords in ((None, {}), (4, {"timesteps": [900, 500, 100]})):
+        with pytest.raises(ValueError, match="pass either num_inference_steps or timesteps"):
+            plan_from(scheduler(), steps, **keywords)
+    assert plan_from(scheduler(), timesteps=[900, 500, 100]).timesteps.tolist() == [900, 500, 100]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"variance_type": "learned_range"}, "cannot reproduce variance_type='learned_range'"),
+        ({"trained_betas": [0.5, 0.5], "beta_schedule": "nonsense"}, None),
+    ],
+)
+def test_options_are_refused_by_name(config: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        assert plan_from(scheduler(**config, num_train_timesteps=2), 1).steps == 1, "trained_betas take its place"
+        return
+    with pytest.raises(ValueError, match=message):
+        plan_from(scheduler(**config), 4)
