@@ -86,6 +86,7 @@ class Case:
         tensors: how many tensors of this shape must be read or written at least, each once.
         build: allocates the inputs on a device and returns the contenders; called just before they run.
         targets: what the project promises for this case on a CPU.
+        panel: title of the panel that it shares with other cases in the plot; default: one of its own per title.
     """
 
     op: str
@@ -96,6 +97,7 @@ class Case:
     tensors: int
     build: Callable[[torch.device], list[Contender]] = field(repr=False)
     targets: tuple[Target, ...] = ()
+    panel: str = ""
 
     @property
     def id(self) -> str:
@@ -136,17 +138,19 @@ def close_to(want: Sequence[Tensor], *, roundoffs: float) -> Check:
     return check
 
 
-def normal_around(mean: Tensor, deviation: float) -> Check:
+def normal_around(mean: Tensor, deviation: float, *, rounding: float = 0.01) -> Check:
     """A check for results with fresh noise: (got - mean)/deviation has the moments of a standard normal.
 
-    The bounds are six standard errors of the sample mean and variance, and 1 % for the rounding of the result.
+    The bounds are six standard errors of the sample mean and variance, and so much for rounding.
     """
 
     def check(got: Sequence[Tensor]) -> Verdict:
         z = (got[0].double() - mean) / deviation
         mean_error, variance_error = abs(float(z.mean())), abs(float(z.var()) - 1)
         standard = 1 / math.sqrt(z.numel())
-        if not (mean_error <= 6 * standard + 0.01 and variance_error <= 6 * math.sqrt(2) * standard + 0.01):
+        if not (
+            mean_error <= 6 * standard + rounding and variance_error <= 6 * math.sqrt(2) * standard + rounding
+        ):
             return Verdict(
                 max(mean_error, variance_error),
                 f"noise: mean {mean_error:.2g}, variance off by {variance_error:.2g}",

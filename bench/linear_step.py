@@ -12,6 +12,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from fastdiff import planners, schedules
 from fastdiff.bench import linear_step_peers as peers
+from fastdiff.bench import linear_step_solvers
 from fastdiff.bench.kit import COPY, OURS, Case, Check, Contender, Target, close_to, normal_around
 from fastdiff.planners import Plan
 from fastdiff.solver.linear_step import CODE, NOT_STORED, reference
@@ -59,7 +60,7 @@ def cases() -> list[Case]:
         for dtype in DTYPES
         for shape in (SMALL, LARGE)
     ]
-    return [*headline, *others]
+    return [*headline, *others, *linear_step_solvers.cases()]
 
 
 def _case(name: str, shape: tuple[int, ...], dtype: torch.dtype, targets: tuple[Target, ...] = ()) -> Case:

@@ -357,11 +357,11 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
         dict.fromkeys(n for r in rows for n, m in r.measurements.items() if m.rival and n != COPY)
     )
     colors = dict(zip(baselines, itertools.cycle(COLORS)))
-    works = list(dict.fromkeys((r.case.op, r.case.title) for r in rows))
+    works = list(dict.fromkeys(_work(r) for r in rows))
     dtypes = list(dict.fromkeys(r.case.dtype for r in rows))
     panels = [[_rows_of(rows, work, dtype) for dtype in dtypes] for work in works]
     heights = [
-        max(sum(len(_bars(row, baselines)) + 1 for row in group) for group in groups) * BAR + 0.1
+        max(sum(_height(_bars(row, baselines)) for row in group) for group in groups) * BAR + 0.1
         for groups in panels
     ]
     ratios = [ratio for row in rows for _, ratio in _bars(row, baselines)] or [1.0]
@@ -387,7 +387,17 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
 
 
 def _rows_of(rows: Sequence[Row], work: tuple[str, str], dtype: torch.dtype) -> list[Row]:
-    return [row for row in rows if (row.case.op, row.case.title) == work and row.case.dtype == dtype]
+    return [row for row in rows if _work(row) == work and row.case.dtype == dtype]
+
+
+def _work(row: Row) -> tuple[str, str]:
+    """Op and title of the panel that a row belongs to."""
+    return row.case.op, row.case.panel or row.case.title
+
+
+def _height(bars: Sequence[tuple[str, float]]) -> float:
+    """Of a row's bars and the gap after them, in bars."""
+    return len(bars) + (1 if len(bars) > 1 else 0.35)
 
 
 def _bars(row: Row, baselines: Sequence[str]) -> list[tuple[str, float]]:
@@ -409,8 +419,8 @@ def _panel(
             label = ratio_text(ratio)
             axis.annotate(label, end, (3, 0), textcoords="offset points", va="center", fontsize=7.5)
         ticks.append(y + (len(group) - 1) / 2)
-        labels.append(shape_text(row.case.shape))
-        y += len(group) + 1
+        labels.append(row.case.title if row.case.panel else shape_text(row.case.shape))
+        y += _height(group)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axis.axvline(1, color="0.2", linewidth=0.8)
