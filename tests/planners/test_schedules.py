@@ -148,6 +148,17 @@ def test_given_levels() -> None:
     assert schedule.solver_times(grid.times) == grid.times
 
 
+def test_given_levels_may_ascend() -> None:
+    levels = [20.5, 900], [0.8, 0.1, 0.1], [0.6, 0.9, 0.9]
+    grid = schedules.from_levels(*levels, ascending=True).grid(2)
+    assert grid.ascending
+    assert grid.lambdas[0] > grid.lambdas[1] == grid.lambdas[2]
+    with pytest.raises(ValueError, match="must decrease"):
+        schedules.from_levels(*levels)
+    with pytest.raises(ValueError, match="must increase"):
+        schedules.from_levels([900, 20.5], [0.1, 0.8, 1.0], [0.9, 0.6, 0.0], ascending=True)
+
+
 def test_lambda_min_clipped() -> None:
     cosine = schedules.cosine()
     clipped = schedules.DiscreteSchedule("clipped", cosine.alphas_cumprod, -5.1)

@@ -22,12 +22,15 @@ class Grid:
     times: tuple[float, ...]  # [S] what the model is told; whole numbers where the schedule is discrete
     alphas: tuple[float, ...]  # [S + 1]
     sigmas: tuple[float, ...]  # [S + 1], strictly decreasing relative to alpha; the last two may be equal
+    ascending: bool = False  # strictly increasing instead: from data to noise
 
     def __post_init__(self) -> None:
-        *ratios, last = (level_ratio(a, s) for a, s in zip(self.alphas, self.sigmas, strict=True))
+        sign = -1 if self.ascending else 1
+        *ratios, last = (sign * level_ratio(a, s) for a, s in zip(self.alphas, self.sigmas, strict=True))
         if not ratios or not all(a > b for a, b in pairwise(ratios)) or ratios[-1] < last:
+            direction = "increase" if self.ascending else "decrease"
             raise ValueError(
-                f"schedule: noise levels must decrease from step to step, got timesteps {self.times}"
+                f"schedule: noise levels must {direction} from step to step, got timesteps {self.times}"
             )
 
     @property
@@ -100,6 +103,14 @@ class Schedule(ABC):
         Raises:
             ValueError: steps < 1, more steps than levels, levels that do not decrease, an unknown name.
         """
+
+    def at(self, ratio: float) -> tuple[float, tuple[float, float]]:
+        """What the model is told where sigma/alpha = ratio, and (alpha, sigma) there: a level between the grid's.
+
+        Raises:
+            ValueError: the schedule knows its own levels only.
+        """
+        raise ValueError(f"schedule {type(self).__name__}: no level between its own")
 
     def solver_times(self, times: tuple[float, ...]) -> tuple[float, ...]:
         """The whole numbers that diffusers' DPM-Solver, UniPC, DEIS and SA-Solver tell the model instead of `times`.
