@@ -102,7 +102,9 @@ def test_zero_terminal_snr() -> None:
     assert float(rescaled.alphas_cumprod[-1]) == 0
     assert float(rescaled.alphas_cumprod[0]) == pytest.approx(float(schedule.alphas_cumprod[0]), rel=1e-15)
     root = schedule.alphas
-    linear = (root - root[-1]) / (root[0] - root[-1])  # Lin et al. 2023: an affine map of sqrt(alphas_cumprod)
+    linear = (root - root[-1]) / (
+        root[0] - root[-1]
+    )  # Lin et al. 2023: an affine map of sqrt(alphas_cumprod)
     torch.testing.assert_close(rescaled.alphas / rescaled.alphas[0], linear, rtol=1e-12, atol=1e-12)
     assert float(schedules.zero_terminal_snr(schedule, terminal=2.0**-24).alphas_cumprod[-1]) == 2.0**-24
 
@@ -194,3 +196,30 @@ def test_lambda_min_clipped() -> None:
 def test_refusals(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.linear(),
+        schedules.karras(base=schedules.linear()),
+        schedules.karras(0.02, 50),
+        schedules.edm(),
+        schedules.flow(3.0),
+    ],
+    ids=["discrete", "karras-vp", "karras-ve", "edm", "flow"],
+)
+def test_a_level_at_a_ratio_is_the_grid_s_own(schedule: schedules.Schedule) -> None:
+    grid = schedule.grid(5, Placement(rounded=False))
+    assert grid.alphas[0] > 0 or schedule.at(math.inf) == (1000, (0, 1))
+    for time, alpha, sigma in zip(grid.times[1:], grid.alphas[1:-1], grid.sigmas[1:-1], strict=True):
+        told, level = schedule.at(sigma / alpha)
+        # In a discrete schedule sigma/alpha is interpolated linearly, its inverse in the logarithm.
+        assert told == pytest.approx(
+            time, abs=0.2 if isinstance(schedule, schedules.DiscreteSchedule) else 1e-9
+        )
+        assert level == pytest.approx((alpha, sigma), rel=1e-12)
+    given = schedules.from_levels(grid.times[1:], grid.alphas[1:], grid.sigmas[1:], base=schedule)
+    assert given.at(0.5) == schedule.at(0.5)
+    with pytest.raises(ValueError, match="none between them; pass base="):
+        schedules.from_levels(grid.times, grid.alphas, grid.sigmas).at(0.5)

@@ -84,6 +84,9 @@ class DiscreteSchedule(Schedule):
         # NOTE: a level of the table must come back as its own integer, or truncation would move it by a step
         return float(round(t)) if abs(t - round(t)) < 1e-9 else t
 
+    def at(self, ratio: float) -> tuple[float, tuple[float, float]]:
+        return self.time(ratio), vp_level(ratio)
+
     def grid(self, steps: Steps, place: Placement = EVENLY, final: Final = "zero") -> Grid:
         if isinstance(steps, int):
             times = place.timesteps(steps, self.num_train_timesteps, self.usable)

@@ -49,6 +49,10 @@ class FlowSchedule(Schedule):
         """s sigma / (1 + (s - 1) sigma), Esser et al. 2024, equation (23)."""
         return self.factor * sigma / (1 + (self.factor - 1) * sigma)
 
+    def at(self, ratio: float) -> tuple[float, tuple[float, float]]:
+        sigma = 1.0 if math.isinf(ratio) else ratio / (1 + ratio)
+        return self.num_train_timesteps * sigma, (1 - sigma, sigma)
+
     def grid(self, steps: Steps, place: Placement = EVENLY, final: Final = "zero") -> Grid:
         """As `Schedule.grid`; explicit timesteps are T sigma before the shift."""
         lowest = 1 / self.num_train_timesteps

@@ -61,6 +61,14 @@ class SigmaSchedule(Schedule):
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return float((high + ramp * (low - high)) ** self.rho)
 
+    def at(self, ratio: float) -> tuple[float, tuple[float, float]]:
+        if self.base is not None:
+            return self.base.at(ratio)
+        if self.sigma_data is None:
+            return ratio, (1.0, ratio)
+        alpha = 1 / math.hypot(ratio, self.sigma_data)
+        return math.log(ratio) / 4, (alpha, ratio * alpha)
+
     def grid(self, steps: Steps, place: Placement = EVENLY, final: Final = "zero") -> Grid:
         if not isinstance(steps, int):
             raise ValueError(f"schedule {self.name}: it chooses its own timesteps; pass a number of steps")
