@@ -37,7 +37,7 @@ def main() -> None:
     try:
         import diffusers
     except ImportError:
-        print("diffusers is not installed: pip install 'torch-fastdiff[bench]'")
+        print("diffusers is not installed: pip install 'torch-fastdiff[diffusers]'")
         return
     x = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     theirs, ours = with_diffusers(x), with_fastdiff(x)
