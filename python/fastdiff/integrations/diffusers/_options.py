@@ -67,6 +67,11 @@ class Options:
         return default if value is None else value
 
     @property
+    def num_inference_steps(self) -> int | None:
+        """The number of steps, if it was given."""
+        return self._steps
+
+    @property
     def steps(self) -> Steps:
         """The number of steps, or the explicit timesteps.
 
@@ -95,7 +100,7 @@ class Options:
         Raises:
             ValueError: always.
         """
-        value = self._config.get(option, self._keywords.get(option))
+        value = self._keywords.get(option, self._config.get(option))
         raise ValueError(f"{self._where}: cannot reproduce {option}={value!r}: {reason}")
 
     def unaffecting(self, *options: str) -> None:
