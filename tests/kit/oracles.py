@@ -94,7 +94,10 @@ def predict(kind: str, x: Tensor, x0: Tensor, alpha: float, sigma: float) -> Ten
     eps = (x.double() - alpha * x0) / sigma
     if kind == "v":  # of the variance-preserving x/s, s = sqrt(alpha^2 + sigma^2)
         return (alpha * eps - sigma * x0) / math.hypot(alpha, sigma)
-    return {"epsilon": eps, "x0": x0, "flow": eps - x0}[kind]
+    if kind in ("edm", "edm_v"):  # F of Karras et al. 2022, table 1, of x = c_in (x0 + ratio eps)
+        f = (sigma * x.double() - eps) / math.sqrt((1 - sigma) * (1 + sigma))
+        return f if kind == "edm" else -f
+    return {"epsilon": eps, "x0": x0, "flow": eps - x0, "reverse_flow": x0 - eps, "score": -eps / sigma}[kind]
 
 
 @dataclass(frozen=True)
@@ -169,25 +172,6 @@ def dpm_solver_pp_2m(
             d = (x0 - old) / ((lam[i] - lam[i - 1]) / h)
             x = x + (a_next * (math.expm1(-h) / h + 1) if heun else -a_next * math.expm1(-h) / 2) * d
         old = x0
-    return x
-
-
-def flow_euler(model: AnalyticModel, x: Tensor, times: Sequence[float], sigmas: Sequence[float]) -> Tensor:
-    """dx/dsigma = v."""
-    x = x.double()
-    for i, t in enumerate(times):
-        x = x + (sigmas[i + 1] - sigmas[i]) * model(x, t)
-    return x
-
-
-def karras_euler(model: AnalyticModel, x: Tensor, times: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """Karras et al. 2022, equation (1) with s(t) = 1, by Euler; x and result are in the VE variable."""
-    x = x.double()
-    for i, t in enumerate(times):
-        alpha = 1 / math.hypot(1, ratios[i])
-        level = (alpha, alpha * ratios[i])
-        _, eps = recover(model.kind, alpha * x, model(alpha * x, t), level)
-        x = x + (ratios[i + 1] - ratios[i]) * eps
     return x
 
 
@@ -266,3 +250,31 @@ def check_order(
     """The end-point error of make(n) falls like n^-order, within 0.15."""
     measured = measured_order(steps, [end_point_error(make(n), data) for n in steps])
     assert abs(measured - order) <= ORDER_WITHIN, f"measured order {measured:.3f}, expected {order}"
+
+
+def moments(plan: Any, data: Mixture = GAUSSIAN) -> tuple[float, float]:
+    """Mean and variance of the end point for Gaussian data, exactly, through plan.table.
+
+    The posterior mean of Gaussian data is affine in x, so each row is an affine function of the state and z: the mean
+    and the covariance of the state's slots go from step to step in closed form.
+    """
+    slots = ["x", *plan.history]
+    k, (m,), (std,) = len(slots), data.means, data.stds
+    levels = list(zip(plan.alphas.tolist(), plan.sigmas.tolist(), strict=True))
+    columns = [*plan.inputs, *plan.rows, "z"]
+    unit = torch.eye(k + 2, dtype=torch.float64)  # of the slots, 1 and z
+    mean, covariance = torch.zeros(k).double(), torch.zeros(k, k).double()
+    mean[0], covariance[0, 0] = levels[0][0] * m, (levels[0][0] * std) ** 2 + levels[0][1] ** 2
+    for i, rows in enumerate(plan.table.tolist()):
+        at = torch.tensor([0.0, 1.0]).double()
+        zero, one = predict(plan.prediction, at, data.denoise(at, *levels[i]), *levels[i]).tolist()
+        values = {slot: unit[n] for n, slot in enumerate(slots)} | {"z": unit[-1]}
+        values["prediction"] = (one - zero) * unit[0] + zero * unit[k]
+        for name, (*weights, _, _) in zip(plan.rows, rows, strict=True):
+            terms = [w * values[c] for w, c in zip(weights, columns, strict=True) if w]
+            values[name] = sum(terms, torch.zeros(k + 2).double())
+        state = torch.stack([values[plan.carry[slot]] for slot in slots])
+        step, shift, noise = state[:, :k], state[:, k], state[:, k + 1]
+        mean = step @ mean + shift
+        covariance = step @ covariance @ step.T + torch.outer(noise, noise)
+    return float(mean[0]), float(covariance[0, 0])

@@ -4,11 +4,10 @@ Steps" (arXiv 2206.00927)."""
 
 from __future__ import annotations
 
-from fastdiff.planners import _dpm
-from fastdiff.planners._dpm import FEW_STEPS, Method, SolverType
+from fastdiff.planners._dpm import Family, Method, SolverType
 from fastdiff.planners._execution import Threshold
 from fastdiff.planners.plan import Plan
-from fastdiff.schedules import Final, Schedule, Spacing, Steps
+from fastdiff.schedules import Final, Placement, Schedule, Spacing, Steps
 
 
 def dpm_solver(
@@ -22,7 +21,6 @@ def dpm_solver(
     sde: bool = False,
     exact_third: bool = False,
     lower_order_final: bool = True,
-    few_steps: int = FEW_STEPS,
     euler_at_final: bool = False,
     final_sigmas_type: Final = "sigma_min",
     timestep_spacing: Spacing = "linspace",
@@ -44,6 +42,12 @@ def dpm_solver(
     are here the following points of the grid. `sde` is SDE-DPM-Solver. With a clip or a threshold, eps is derived
     again from x0.
 
+    A long step from pure noise gives the difference D a weight of the size of e^h, and with it the rounding of m0 and
+    m1: with a prediction other than epsilon and few steps, `dpm_solver_pp` is the more accurate form.
+
+    Trap: singlestep order 3 with "midpoint" has the midpoint form at its second inner point too, as diffusers' has,
+    where algorithm 2 has the Taylor form; "heun" is the official code's "taylor" throughout.
+
     The defaults give what diffusers' `DPMSolverMultistepScheduler(algorithm_type="dpmsolver",
     final_sigmas_type="sigma_min")` gives; singlestep that of `DPMSolverSinglestepScheduler`.
 
@@ -55,12 +59,10 @@ def dpm_solver(
         solver_type: form of the second-order term; of the third-order one too if singlestep.
         method: "multistep", or "singlestep": blocks of `order` evaluations, each starting anew.
         sde: along the diffusion SDE instead of the ODE, with noise in every step.
-        exact_third: correct what was published. The multistep scheme of order 3 has half of its second-derivative
-            term, which makes it converge with order 2 and a little; diffusers' SDE form also has the sign of a 1/2
-            turned. The default is what was published.
-        lower_order_final: lower orders for the last two evaluations when there are fewer than `few_steps`. If
-            singlestep: shorter blocks at the end.
-        few_steps: diffusers' 15; the official code has 10.
+        exact_third: correct what was published: the multistep scheme of order 3 has half of its second-derivative
+            term, so that it converges with order 2. The default is what was published.
+        lower_order_final: lower orders for the last two evaluations when there are fewer than 15 (the
+            official code: 10). If singlestep: shorter blocks at the end.
         euler_at_final: last step of order 1 always; where sigma ends at 0 it is so in any case, since h is
             infinite there.
         final_sigmas_type: end at sigma = 0 or at the first training level.
@@ -71,7 +73,7 @@ def dpm_solver(
     Raises:
         ValueError: another order, unknown names, bad ranges, a prediction that does not determine eps at alpha = 0.
     """
-    options = _dpm.family(
+    options = Family(
         data=False,
         order=order,
         solver_type=solver_type,
@@ -80,9 +82,8 @@ def dpm_solver(
         exact_third=exact_third,
         lower_order_final=lower_order_final,
         euler_at_final=euler_at_final,
-        few_steps=few_steps,
         clip_sample=clip_sample,
         threshold=threshold,
     )
-    place = _dpm.placement(timestep_spacing, steps_offset)
+    place = Placement(timestep_spacing, steps_offset, endpoint=False)
     return options.plan("dpm_solver", schedule, steps, prediction, place, final_sigmas_type)

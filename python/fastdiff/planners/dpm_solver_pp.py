@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-from fastdiff.planners import _dpm
-from fastdiff.planners._dpm import FEW_STEPS, Method, SolverType
+from fastdiff.planners._dpm import Family, Method, SolverType
 from fastdiff.planners._execution import Threshold
 from fastdiff.planners.plan import Plan
-from fastdiff.schedules import Final, Schedule, Spacing, Steps
+from fastdiff.schedules import Final, Placement, Schedule, Spacing, Steps
 
 
 def dpm_solver_pp(
@@ -22,7 +21,6 @@ def dpm_solver_pp(
     sde: bool = False,
     exact_third: bool = False,
     lower_order_final: bool = True,
-    few_steps: int = FEW_STEPS,
     euler_at_final: bool = False,
     final_sigmas_type: Final = "zero",
     timestep_spacing: Spacing = "linspace",
@@ -42,6 +40,7 @@ def dpm_solver_pp(
 
     with D1 and D2 from divided differences of m0, m1, m2; `singlestep` takes the same terms from inner points
     (algorithm 1, r = 1/2), which are here the following points of the grid. `sde` is SDE-DPM-Solver++ (appendix).
+    In a short step x_t is x plus a row dx of its own, so that no rounded coefficient moves x.
 
     The defaults give what diffusers' `DPMSolverMultistepScheduler(algorithm_type="dpmsolver++")` gives; singlestep
     that of `DPMSolverSinglestepScheduler`.
@@ -55,11 +54,10 @@ def dpm_solver_pp(
         method: "multistep", or "singlestep": blocks of `order` evaluations, each starting anew.
         sde: along the diffusion SDE instead of the ODE, with noise in every step.
         exact_third: correct what was published. The multistep scheme of order 3 has half of its second-derivative
-            term, which makes it converge with order 2 and a little; diffusers' SDE form also has the sign of a 1/2
-            turned. The default is what was published.
-        lower_order_final: lower orders for the last two evaluations when there are fewer than `few_steps`. If
-            singlestep: shorter blocks at the end.
-        few_steps: diffusers' 15; the official code has 10.
+            term, so that it converges with order 2; diffusers' SDE form also has the sign of a 1/2 turned, which
+            makes it of weak order 1, and as singlestep keeps it from converging. The default is what was published.
+        lower_order_final: lower orders for the last two evaluations when there are fewer than 15 (the
+            official code: 10). If singlestep: shorter blocks at the end.
         euler_at_final: last step of order 1 always; where sigma ends at 0 it is so in any case, since h is
             infinite there.
         final_sigmas_type: end at sigma = 0 or at the first training level.
@@ -70,7 +68,7 @@ def dpm_solver_pp(
     Raises:
         ValueError: another order, unknown names, bad ranges, a prediction that does not determine x0 at alpha = 0.
     """
-    options = _dpm.family(
+    options = Family(
         data=True,
         order=order,
         solver_type=solver_type,
@@ -79,9 +77,8 @@ def dpm_solver_pp(
         exact_third=exact_third,
         lower_order_final=lower_order_final,
         euler_at_final=euler_at_final,
-        few_steps=few_steps,
         clip_sample=clip_sample,
         threshold=threshold,
     )
-    place = _dpm.placement(timestep_spacing, steps_offset)
+    place = Placement(timestep_spacing, steps_offset, endpoint=False)
     return options.plan("dpm_solver_pp", schedule, steps, prediction, place, final_sigmas_type)
