@@ -188,6 +188,36 @@ def at_index(kind: str, plan: planners.Plan) -> Any:
     return lambda x, i: oracles.predict(kind, x, BIMODAL.denoise(x, *levels[i]), *levels[i])
 
 
+@pytest.mark.parametrize("heun", [False, True])
+@pytest.mark.parametrize("steps", [1, 5, 20])
+@pytest.mark.parametrize("place", ["karras", "exponential", "flow"])
+def test_2m_on_spaced_levels(place: str, steps: int, heun: bool) -> None:
+    """The levels of Karras et al. 2022, equation (5), of equidistant lambda, and of a shifted flow."""
+    kind = "flow" if place == "flow" else "v"
+    ramp = [k / max(steps - 1, 1) for k in range(steps)]
+    low, high = (math.sqrt(1 / ab - 1) for ab in oracles.alphas_cumprod("linear")[[0, -1]])
+    if place == "karras":
+        ratios = [(high ** (1 / 7) + r * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for r in ramp]
+    else:
+        ratios = [math.exp((1 - r) * math.log(high) + r * math.log(low)) for r in ramp]
+    levels = [(1 / math.hypot(1, r), r / math.hypot(1, r)) for r in ratios]
+    schedule: schedules.Schedule = schedules.flow(3.0)
+    if place == "flow":
+        raw = [0.999 * (1 - k / steps) for k in range(steps)]
+        levels = [(1 - 3 * s / (1 + 2 * s), 3 * s / (1 + 2 * s)) for s in raw]
+    else:
+        schedule = getattr(schedules, place)(base=schedules.linear())
+    plan = planners.dpm_solver_pp(
+        schedule, steps, prediction=kind, solver_type="heun" if heun else "midpoint"
+    )
+    model = oracles.AnalyticModel(BIMODAL, kind, lambda i: levels[int(i)])
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0)).double()
+    paper = oracles.dpm_solver_pp_2m(
+        model, x, range(steps), [*levels, (1.0, 0.0)], heun=heun, first_last=True
+    )
+    assert oracles.relative_error(oracles.execute(plan, at_index(kind, plan), x), paper) < 1e-10
+
+
 def iterates(plan: planners.Plan, x: Tensor) -> list[Tensor]:
     """x after each step."""
     model, history, visited = at_index(plan.prediction, plan), None, []
