@@ -2,12 +2,27 @@
 """Solvers as tables: each planner computes, in float64, the coefficients of all steps of a sampler."""
 
 from fastdiff.planners._execution import Threshold
+from fastdiff.planners.consistency import consistency
 from fastdiff.planners.ddim import ddim
 from fastdiff.planners.dpm_solver import dpm_solver
 from fastdiff.planners.dpm_solver_pp import dpm_solver_pp
 from fastdiff.planners.euler import euler
+from fastdiff.planners.langevin import langevin
 from fastdiff.planners.lcm import lcm
 from fastdiff.planners.plan import Plan
+from fastdiff.planners.reverse_sde import reverse_sde
 from fastdiff.planners.tcd import tcd
 
-__all__ = ["Plan", "Threshold", "ddim", "dpm_solver", "dpm_solver_pp", "euler", "lcm", "tcd"]
+__all__ = [
+    "Plan",
+    "Threshold",
+    "consistency",
+    "ddim",
+    "dpm_solver",
+    "dpm_solver_pp",
+    "euler",
+    "langevin",
+    "lcm",
+    "reverse_sde",
+    "tcd",
+]

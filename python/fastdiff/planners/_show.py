@@ -6,7 +6,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-_SYMBOLS = {"epsilon": "ε", "x0": "p", "v": "v", "flow": "u"}  # of the network's prediction
+_SYMBOLS = {  # of the network's prediction
+    "epsilon": "ε",
+    "x0": "p",
+    "v": "v",
+    "flow": "u",
+    "reverse_flow": "u",
+    "edm": "F",
+    "edm_v": "F",
+    "score": "s",
+}
 
 
 def symbols(names: Sequence[str], prediction: str) -> list[str]:

@@ -14,11 +14,11 @@ Pair = tuple[float, float]  # coefficients of (x, prediction)
 Level = tuple[float, float]  # alpha, sigma
 
 ALIASES = {"sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-PREDICTIONS = ("epsilon", "x0", "v", "flow", "edm", "edm_v")
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "reverse_flow", "edm", "edm_v", "score")
 
 
 def prediction_type(name: str) -> str:
-    """The canonical name: epsilon, x0, v, flow, edm or edm_v; diffusers' names are accepted.
+    """The canonical name: epsilon, x0, v, flow, reverse_flow, edm, edm_v or score; diffusers' names are accepted.
 
     Raises:
         ValueError: unknown name.
@@ -37,21 +37,27 @@ def x0_and_eps(prediction: str, alpha: float, sigma: float) -> tuple[Pair, Pair]
     - epsilon: eps
     - x0:      x0
     - v:       (alpha eps - sigma x0)/s, s = sqrt(alpha^2 + sigma^2) (Salimans and Ho 2022, appendix D)
-    - flow:    eps - x0 (rectified flow, Liu et al. 2023, equation (1), time reversed)
+    - flow:    eps - x0 (rectified flow, Liu et al. 2023, equation (1), time reversed); reverse_flow: x0 - eps
     - edm:     F of x0 = c_skip x/c_in + c_out F (Karras et al. 2022, table 1), x being c_in times the noisy data:
                alpha = c_in and sigma^2 + alpha^2 sigma_data^2 = 1. edm_v: -F, which is v where sigma_data = 1
+    - score:   grad ln p(x) = -eps/sigma (Song et al. 2021, "Score-Based Generative Modeling through SDEs")
 
     Raises:
-        ValueError: the prediction does not determine x0 at this level (eps at alpha = 0).
+        ValueError: the prediction does not determine x0 at this level (epsilon at alpha = 0, x0 at sigma = 0).
     """
     a, s = alpha, sigma
-    if prediction == "epsilon":
+    if prediction in ("epsilon", "score"):
         if a == 0:
             raise ValueError(
-                "prediction epsilon: x0 is undetermined where alpha = 0; use v, x0 or flow there"
+                f"prediction {prediction}: x0 is undetermined where alpha = 0; use v, x0 or flow there"
             )
-        return (1 / a, -s / a), (0.0, 1.0)
+        weight = 1.0 if prediction == "epsilon" else -s
+        return (1 / a, -s * weight / a), (0.0, weight)
     if prediction == "x0":
+        if s == 0:
+            raise ValueError(
+                "prediction x0: eps is undetermined where sigma = 0; use epsilon, v or flow there"
+            )
         return (0.0, 1.0), (1 / s, -a / s)
     if prediction in ("edm", "edm_v"):
         rest, sign = math.sqrt((1 - s) * (1 + s)), 1 if prediction == "edm" else -1  # rest = alpha sigma_data
@@ -59,7 +65,8 @@ def x0_and_eps(prediction: str, alpha: float, sigma: float) -> tuple[Pair, Pair]
     if prediction == "v":
         square, norm = a * a + s * s, math.hypot(a, s)
         return (a / square, -s / norm), (s / square, a / norm)
-    return (1 / (a + s), -s / (a + s)), (1 / (a + s), a / (a + s))
+    sign = -1 if prediction == "reverse_flow" else 1
+    return (1 / (a + s), -sign * s / (a + s)), (1 / (a + s), sign * a / (a + s))
 
 
 def phi(k: int, z: float) -> float:
@@ -93,15 +100,15 @@ def x0_rows(kind: str) -> tuple[str, ...]:
     coefficients of that size, each rounded to float32, whose terms nearly cancel: an error of 157 roundoffs. In
     d = x - sigma eps the coefficient of x is exact and the difference is rounded once, at its own size.
     """
-    return ("d", "x0") if kind == "epsilon" else ("x0",)
+    return ("d", "x0") if kind in ("epsilon", "score") else ("x0",)
 
 
 def set_x0(table: Table, i: int, kind: str, level: Level, clamp: tuple[float, float] | None = None) -> None:
     """The row x0 of step i, with the row d if the table has it."""
     if "d" in table.rows:
         alpha, sigma = level
-        x0_and_eps(kind, alpha, sigma)  # refuses alpha = 0
-        table.set(i, "d", {"x": 1.0, "prediction": -sigma})
+        _, (_, eps) = x0_and_eps(kind, alpha, sigma)  # refuses alpha = 0
+        table.set(i, "d", {"x": 1.0, "prediction": -sigma * eps})
         table.set(i, "x0", {"d": 1 / alpha}, clamp=clamp)
     else:
         table.set(i, "x0", conversion(kind, level)[0], clamp=clamp)
@@ -153,6 +160,19 @@ def clamp_range(clip: float | tuple[float, float] | None) -> tuple[float, float]
     if not low < high:
         raise ValueError(f"clip_sample: expected a positive range or (low, high), got {clip}")
     return float(low), float(high)
+
+
+def clip_or_threshold(
+    clip: float | tuple[float, float] | None, threshold: object | None
+) -> tuple[float, float] | None:
+    """The bounds of x0, where no threshold takes their place.
+
+    Raises:
+        ValueError: both, or an empty range.
+    """
+    if clip is not None and threshold is not None:
+        raise ValueError("clip_sample, threshold: pass one or the other")
+    return clamp_range(clip)
 
 
 def timestep_tensor(times: Sequence[float]) -> torch.Tensor:

@@ -41,8 +41,8 @@ def lcm(
         c_skip = sigma_data^2 / (tau^2 + sigma_data^2)    c_out = tau / sqrt(tau^2 + sigma_data^2)
         tau = timestep_scaling t
 
-    Algorithm 3 (multistep latent consistency sampling) with the parametrisation of section 4.1, equation (9). The
-    boundary condition f(x, 0) = x holds exactly; at t = 19, the last timestep of the usual schedule, c_skip is 7e-6.
+    Multistep latent consistency sampling with the parametrisation of section 4.1. The boundary condition f(x, 0) = x
+    holds exactly; at t = 19, the last timestep of the usual schedule, c_skip is 7e-6.
     The defaults give what diffusers' `LCMScheduler` gives. Its `set_alpha_to_one`, `steps_offset` and
     `timestep_spacing` have no effect.
 

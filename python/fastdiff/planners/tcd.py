@@ -34,7 +34,7 @@ def tcd(
     original_inference_steps: int | None = 50,
     strength: float = 1.0,
 ) -> Plan:
-    """x_s = alpha_s x0 + sigma_s eps, then noise from s up to t': strategic stochastic sampling, algorithm 4.
+    """x_s = alpha_s x0 + sigma_s eps, then noise from s up to t': strategic stochastic sampling.
 
         s = floor((1 - eta) t')    x' = (alpha'/alpha_s) x_s + sqrt(1 - (alpha'/alpha_s)^2) z
 
