@@ -7,6 +7,8 @@ from fastdiff.planners.ddim import ddim
 from fastdiff.planners.dpm_solver import dpm_solver
 from fastdiff.planners.dpm_solver_pp import dpm_solver_pp
 from fastdiff.planners.euler import euler
+from fastdiff.planners.euler_ancestral import euler_ancestral
+from fastdiff.planners.euler_per_token import TokenPlan, euler_per_token
 from fastdiff.planners.langevin import langevin
 from fastdiff.planners.lcm import lcm
 from fastdiff.planners.plan import Plan
@@ -16,11 +18,14 @@ from fastdiff.planners.tcd import tcd
 __all__ = [
     "Plan",
     "Threshold",
+    "TokenPlan",
     "consistency",
     "ddim",
     "dpm_solver",
     "dpm_solver_pp",
     "euler",
+    "euler_ancestral",
+    "euler_per_token",
     "langevin",
     "lcm",
     "reverse_sde",

@@ -114,6 +114,18 @@ def set_x0(table: Table, i: int, kind: str, level: Level, clamp: tuple[float, fl
         table.set(i, "x0", conversion(kind, level)[0], clamp=clamp)
 
 
+def set_next_x(table: Table, i: int, terms: Mapping[str, float]) -> None:
+    """The rows dx and x' of step i: x' = terms.
+
+    Rounded to float32, a coefficient near 1 would move x by half a roundoff, the same way in every element. In a short
+    step x is therefore changed by dx, whose coefficients and roundings are small.
+    """
+    if 0.5 < terms.get("x", 0.0) < 2:
+        table.set(i, "dx", combine((1, terms), (-1, {"x": 1.0})))
+        terms = {"x": 1.0, "dx": 1.0}
+    table.set(i, "x'", terms)
+
+
 def levels_of(grid: Grid) -> list[Level]:
     """[(alpha, sigma)] of the S evaluations and the end point."""
     return list(zip(grid.alphas, grid.sigmas, strict=True))

@@ -23,12 +23,33 @@ _BETAS: dict[str, Callable[..., DiscreteSchedule]] = {
     "squaredcos_cap_v2": schedules.cosine,
     "sigmoid": schedules.sigmoid,
     "laplace": schedules.laplace,
+    "exp": lambda count: schedules.from_betas([-math.expm1(-12 / count)] * count, name="exp"),
 }
-_SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_SPACED: dict[str, Callable[..., SigmaSchedule]] = {
+    "use_karras_sigmas": schedules.karras,
+    "use_exponential_sigmas": schedules.exponential,
+    "use_beta_sigmas": schedules.beta,
+    "use_lu_lambdas": schedules.lu,
+}
 SMALLEST_HALF = 2.0**-24  # what the solvers put in the place of a terminal alphas_cumprod of 0
 
 
 # ---- options that most classes share -------------------------------------------------------------------------
+
+
+def trained(o: Options) -> DiscreteSchedule:
+    """The schedule of the betas."""
+    betas, name, count = o["trained_betas"], o["beta_schedule"], o["num_train_timesteps"]
+    start, end = o["beta_start"], o["beta_end"]
+    if betas is not None:
+        if len(betas) != count:
+            o.refuse("num_train_timesteps", f"there are {len(betas)} trained_betas")
+        return schedules.from_betas(betas)
+    if name not in _BETAS:
+        o.refuse("beta_schedule", f"expected {', '.join(_BETAS)}")
+    if name in ("squaredcos_cap_v2", "laplace", "exp"):
+        return _BETAS[name](count)
+    return _BETAS[name](count, beta_start=start, beta_end=end)
 
 
 def discrete(o: Options, *, terminal: float = 0.0) -> DiscreteSchedule:
@@ -37,16 +58,7 @@ def discrete(o: Options, *, terminal: float = 0.0) -> DiscreteSchedule:
     Args:
         terminal: alphas_cumprod of the last timestep under `rescale_betas_zero_snr`.
     """
-    betas, name, count = o["trained_betas"], o["beta_schedule"], o["num_train_timesteps"]
-    start, end = o["beta_start"], o["beta_end"]
-    if betas is not None:
-        schedule = schedules.from_betas(betas)
-    elif name not in _BETAS:
-        o.refuse("beta_schedule", f"expected {', '.join(_BETAS)}")
-    elif name in ("squaredcos_cap_v2", "laplace"):
-        schedule = _BETAS[name](count)
-    else:
-        schedule = _BETAS[name](count, beta_start=start, beta_end=end)
+    schedule = trained(o)
     if o.get("rescale_betas_zero_snr", False):
         schedule = schedules.zero_terminal_snr(schedule, terminal=terminal)
     clipped = o.get("lambda_min_clipped", -math.inf)
@@ -72,11 +84,24 @@ def clip(o: Options) -> float | None:
 # ---- DPM-Solver, UniPC, DEIS, SA-Solver ----------------------------------------------------------------------
 
 
-def multistep(o: Options, *, spaced_end: End | None = None, flow_end: End | None = None) -> LevelSchedule:
+def prediction(o: Options) -> str:
+    """What the model predicts, where the scheduler's conversion holds on its path."""
+    name, flow = str(o["prediction_type"]), o.get("use_flow_sigmas", False)
+    if name == "flow_prediction" and not flow:
+        o.refuse("prediction_type", "without use_flow_sigmas it takes sigma/alpha for sigma")
+    if name == "v_prediction" and flow:
+        o.refuse("prediction_type", "its x0 = alpha x - sigma v does not hold on the path of use_flow_sigmas")
+    return name
+
+
+def multistep(
+    o: Options, *, spaced_end: End | None = None, flow_end: End | None = None, rounds: bool = False
+) -> LevelSchedule:
     """The levels of the multistep solvers: S evaluations, then the end point.
 
     Args:
         spaced_end, flow_end: where spaced and flow sigmas end; None: where `final_sigmas_type` says.
+        rounds: Karras timesteps are rounded on the cosine schedule too.
     """
     base = discrete(o, terminal=SMALLEST_HALF)
     final: End = o.get("final_sigmas_type", "sigma_min")
@@ -96,7 +121,10 @@ def multistep(o: Options, *, spaced_end: End | None = None, flow_end: End | None
         # Trap: the end "sigma_min" is that of the training betas, which a flow does not have.
         lowest = 1 - level_ratio(*lowest), level_ratio(*lowest)
     grid = schedule.grid(steps, place)
-    return _ended(schedule.solver_times(grid.times), grid.alphas[:-1], grid.sigmas[:-1], final, lowest)
+    times = schedule.solver_times(grid.times)
+    if rounds and o.get("use_karras_sigmas", False):
+        times = tuple(float(round(t)) for t in grid.times)
+    return _ended(times, grid.alphas[:-1], grid.sigmas[:-1], final, lowest)
 
 
 def spacing(o: Options, base: DiscreteSchedule) -> SigmaSchedule | None:
@@ -106,13 +134,7 @@ def spacing(o: Options, base: DiscreteSchedule) -> SigmaSchedule | None:
     if not chosen:
         return None
     limits = o.get("sigma_min", None), o.get("sigma_max", None)
-    make = {
-        "use_karras_sigmas": schedules.karras,
-        "use_exponential_sigmas": schedules.exponential,
-        "use_beta_sigmas": schedules.beta,
-        "use_lu_lambdas": schedules.lu,
-    }[chosen[0]]
-    return make(*limits, base=base)
+    return _SPACED[chosen[0]](*limits, base=base)
 
 
 def _count(o: Options, steps: Steps) -> int:
@@ -140,44 +162,77 @@ def _ended(
 def sigma_space(o: Options, *, rounded: bool = False) -> tuple[LevelSchedule, float]:
     """The levels of the schedulers whose sample is x0 + sigma eps, and `init_noise_sigma` in our variable.
 
+    Trap: `interpolation_type="log_linear"` chooses one level more than there are timesteps, and appends the end to
+    that: the run ends one level early, at the lowest training level whatever `final_sigmas_type` says.
+
     Args:
         rounded: Karras timesteps are rounded to integers.
     """
     base = discrete(o, terminal=SMALLEST_HALF)
-    place = Placement(o["timestep_spacing"], o["steps_offset"], rounded=False)
-    sigmas = o.call("sigmas")
-    if sigmas is not None:
-        *ratios, last = map(float, sigmas)
-        times = [base.time(r) for r in ratios]
-    else:
-        times = list(base.grid(o.steps, place).times)
-        ratios, last = [level_ratio(*base.level(t)) for t in times], 0.0
-        if o.get("interpolation_type", "linear") == "log_linear":
-            low, high = (level_ratio(*base.level(t)) for t in (0, base.num_train_timesteps - 1))
-            logs = ramp(math.log(high), math.log(low), len(times) + 1)
-            *ratios, last = map(math.exp, logs)
-        limits = o.get("sigma_min", None) or ratios[-1], o.get("sigma_max", None) or ratios[0]
-        o.unaffecting("sigma_min", "sigma_max")
-        spaced = _respaced(o, limits)
-        if spaced is not None:
-            ratios = [spaced.ratio(k / max(len(times) - 1, 1)) for k in range(len(times))]
-            times, last = [base.time(r) for r in ratios], 0.0
-            if rounded and o.get("use_karras_sigmas", False):
-                times = [float(round(t)) for t in times]
-        if o.get("final_sigmas_type", "zero") == "sigma_min" and last == 0:
-            last = level_ratio(*base.level(0))
-    if o.get("timestep_type", "discrete") == "continuous" and o["prediction_type"] == "v_prediction":
-        times = [math.log(r) / 4 for r in ratios]
-    levels = [vp_level(r) for r in (*ratios, last)]
+    custom = o.call("sigmas")
+    times, ratios = _chosen(o, base, rounded) if custom is None else _given(o, base, custom)
+    if is_continuous(o):
+        times = [math.log(r) / 4 for r in ratios[:-1]]
+    ratios = ratios[: len(times) + 1]
+    if ratios[-1] > ratios[-2]:
+        o.refuse(
+            "final_sigmas_type", f"the lowest training level lies above the last sigma, {ratios[-2]:.4g}"
+        )
+    levels = [vp_level(r) for r in ratios]
+    # Trap: the noise of "leading" timesteps is that of x0 + sigma eps for data of variance 1, of the others sigma's.
     first = levels[0][1] if o["timestep_spacing"] in ("linspace", "trailing") else 1.0
-    return schedules.from_levels(times, *zip(*levels, strict=True)), first
+    return schedules.from_levels(times, *zip(*levels, strict=True), base=base), first
 
 
-def _respaced(o: Options, limits: tuple[float, float]) -> SigmaSchedule | None:
-    """A spacing between the levels that the timesteps have already chosen."""
-    if limits[0] == limits[1]:
-        o.unaffecting(*_SPACED)
-        return None
-    makers = (schedules.karras, schedules.exponential, schedules.beta)
-    made = [make(*limits) for flag, make in zip(_SPACED, makers, strict=False) if o.get(flag, False)]
-    return made[0] if made else None
+def is_continuous(o: Options) -> bool:
+    """Whether the model is told ln(sigma)/4."""
+    return bool(o.get("timestep_type", "discrete") == "continuous" and o["prediction_type"] == "v_prediction")
+
+
+def is_spaced(o: Options) -> bool:
+    """Whether sigmas are spaced between the ends of those that the timesteps choose."""
+    chosen = [flag for flag in _SPACED if o.get(flag, False)]
+    return bool(chosen)
+
+
+def _given(o: Options, base: DiscreteSchedule, sigmas: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Times and ratios of the caller's own list, end point included."""
+    if o.num_inference_steps is not None or o.call("timesteps") is not None:
+        o.refuse("sigmas", "pass it without num_inference_steps and timesteps")
+    o.unaffecting(
+        *_SPACED, "sigma_min", "sigma_max", "interpolation_type", "final_sigmas_type", "steps_offset"
+    )
+    ratios = [float(s) for s in sigmas]
+    return [base.time(r) for r in ratios[:-1]], ratios
+
+
+def _chosen(o: Options, base: DiscreteSchedule, rounded: bool) -> tuple[list[float], list[float]]:
+    """Times and ratios by the scheduler's own rules, end point included."""
+    place = Placement(o["timestep_spacing"], o["steps_offset"], rounded=False)
+    times = list(base.grid(o.steps, place).times)
+    ratios = [level_ratio(*base.level(t)) for t in times]
+    if o.require("interpolation_type", "linear", "log_linear") == "log_linear":
+        low, high = (level_ratio(*base.level(t)) for t in (0, base.num_train_timesteps - 1))
+        ratios = [math.exp(log) for log in ramp(math.log(high), math.log(low), len(times) + 1)]
+    if o.call("timesteps") is not None and (is_spaced(o) or is_continuous(o)):
+        o.refuse("timesteps", "its sigmas are chosen by their own rule")
+    if is_spaced(o):
+        ratios = respaced(o, ratios[0], ratios[-1], len(times))
+        times = [base.time(r) for r in ratios]
+        if rounded and o.get("use_karras_sigmas", False):
+            times = [float(round(t)) for t in times]
+    o.unaffecting("sigma_min", "sigma_max")
+    final = o.require("final_sigmas_type", "zero", "sigma_min")
+    return times, [*ratios, 0.0 if final == "zero" else level_ratio(*base.level(0))]
+
+
+def respaced(o: Options, high: float, low: float, count: int) -> list[float]:
+    """So many sigmas from high to low, unless the options say from where to where, spaced as the flag asks."""
+    high, low = (
+        end if o.get(option, None) is None else float(o[option])
+        for option, end in (("sigma_max", high), ("sigma_min", low))
+    )
+    if high == low:
+        return [high] * count
+    spaced = next(make for flag, make in _SPACED.items() if o.get(flag, False))(low, high)
+    return [spaced.ratio(k / max(count - 1, 1)) for k in range(count)]
