@@ -47,7 +47,7 @@ def test_parity_of_options(
 
 def test_the_boundary_condition_is_exact() -> None:
     """f(x^, sigma_min) = x^, whatever the model says."""
-    plan = planners.consistency(schedules.edm(), 5, clip_sample=None)
+    plan = plan_from(CM(clip_denoised=False), 40)  # all levels, the last of which is sigma_min
     x0 = plan.table[-1, 0]
     assert float(x0[0]) == pytest.approx(1 / float(plan.alphas[-2]), rel=1e-15)
     assert float(x0[1]) == 0
@@ -58,7 +58,10 @@ def test_noise_reaches_the_next_level() -> None:
     plan = planners.consistency(schedules.edm(), 4)
     z = plan.table[:-1, plan.rows.index("x'"), len(plan.inputs) + len(plan.rows)]
     torch.testing.assert_close((z / plan.alphas[1:4]) ** 2 + 0.002**2, (plan.sigmas / plan.alphas)[1:4] ** 2)
-    assert plan.noisy == (True, True, False, False)  # the last level is sigma_min itself
+    assert plan.noisy == (True, True, True, False)
+    assert float(plan.sigmas[3] / plan.alphas[3]) > 0.002, (
+        "no evaluation is spent on sigma_min, where f is the identity"
+    )
 
 
 def test_the_consistency_function_of_gaussian_data_draws_from_the_data() -> None:
