@@ -5,6 +5,7 @@ from fastdiff.planners._execution import Threshold
 from fastdiff.planners.consistency import consistency
 from fastdiff.planners.ddim import ddim
 from fastdiff.planners.dpm_solver import dpm_solver
+from fastdiff.planners.dpm_solver_adaptive import AdaptiveResult, dpm_solver_adaptive
 from fastdiff.planners.dpm_solver_pp import dpm_solver_pp
 from fastdiff.planners.euler import euler
 from fastdiff.planners.euler_ancestral import euler_ancestral
@@ -16,12 +17,14 @@ from fastdiff.planners.reverse_sde import reverse_sde
 from fastdiff.planners.tcd import tcd
 
 __all__ = [
+    "AdaptiveResult",
     "Plan",
     "Threshold",
     "TokenPlan",
     "consistency",
     "ddim",
     "dpm_solver",
+    "dpm_solver_adaptive",
     "dpm_solver_pp",
     "euler",
     "euler_ancestral",

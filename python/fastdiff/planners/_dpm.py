@@ -197,21 +197,18 @@ class Family:
     def _integral(self, step: Interval, names: Sequence[str], r: Sequence[float]) -> dict[str, float]:
         """The integral over m: names are those of m at the base and at the other points, lambda_s + r h."""
         base, *others = names
-        terms = {base: step.first}
-        # h m' by each of the others alone
-        slopes = [{name: 1 / ratio, base: -1 / ratio} for name, ratio in zip(others, r, strict=True)]
-        if len(slopes) == 0:
-            return terms
-        if len(slopes) == 1:
-            weight = step.first / 2 if self.solver_type == "midpoint" else step.taylor(1)
-            return combine((1, terms), (weight, slopes[0]))
+        if len(others) == 0:
+            return {base: step.first}
+        if len(others) == 1:
+            return second_order(step, base, others[0], r[0], self.solver_type)
         if self._in_blocks and self.solver_type == "midpoint":
-            return combine((1, terms), (step.taylor(1), slopes[1]))
+            return second_order(step, base, others[1], r[1], "heun")
+        slopes = [{name: 1 / ratio, base: -1 / ratio} for name, ratio in zip(others, r, strict=True)]
         # h m' and h^2/2 m'' of the parabola through all three
         near, far = r
         slope = combine((far / (far - near), slopes[0]), (-near / (far - near), slopes[1]))
         bend = combine((1 / (far - near), slopes[1]), (-1 / (far - near), slopes[0]))
-        return combine((1, terms), (step.taylor(1), slope), (self._third(step), bend))
+        return combine((step.first, {base: 1.0}), (step.taylor(1), slope), (self._third(step), bend))
 
     def _third(self, step: Interval) -> float:
         """The weight of h^2/2 m'', which is 2 K_2/h^2; published multistep schemes have half of it.
@@ -222,3 +219,11 @@ class Family:
             return 2 * step.taylor(2)
         published = step.taylor(2) - (step.t[0] if self.sde else 0.0)
         return 2 * published if self._in_blocks else published
+
+
+def second_order(
+    step: Interval, base: str, other: str, r: float, solver_type: SolverType
+) -> dict[str, float]:
+    """The integral over m with the slope from m at lambda_s + r h; of order 3 if r = 2/3 and the form is heun's."""
+    weight = step.first / 2 if solver_type == "midpoint" else step.taylor(1)
+    return {base: step.first - weight / r, other: weight / r}
