@@ -15,6 +15,7 @@ from fastdiff.planners.lcm import lcm
 from fastdiff.planners.plan import Plan
 from fastdiff.planners.reverse_sde import reverse_sde
 from fastdiff.planners.tcd import tcd
+from fastdiff.planners.unipc import unipc
 
 __all__ = [
     "AdaptiveResult",
@@ -33,4 +34,5 @@ __all__ = [
     "lcm",
     "reverse_sde",
     "tcd",
+    "unipc",
 ]

@@ -23,11 +23,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from fastdiff.planners._tables import Level, phi
 from fastdiff.schedules._grid import half_log_snr
+
+TwoPoint = Literal["exact", "bh1", "bh2"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,28 @@ class Interval:
         moments = [ratios**i / math.factorial(i) for i in range(len(points))]
         weights: list[float] = np.linalg.solve(moments, [self.taylor(i) for i in range(len(points))]).tolist()
         return weights
+
+    def adams(self, points: Sequence[float], two_point: TwoPoint) -> list[float]:
+        """Weights of m at these points, newest first; one point alone has the weight K_0.
+
+        For two points, s and another, the weight K_1 = h taylor(1) of m' may be replaced by B/2, which is as much to
+        first order in h: B = K_0 (bh2), or what K_0 would be with phi_1 = 1 (bh1). Zhao et al. 2023, section 3.
+        """
+        if len(points) == 1:
+            return [self.first]
+        if len(points) != 2 or two_point == "exact":
+            return self.interpolated(points)
+        here = min((0, 1), key=lambda n: abs(points[n] - half_log_snr(*self.s)))
+        reach = (points[1 - here] - points[here]) / self.h
+        slope = (self.first if two_point == "bh2" else self._straight) / 2 / reach
+        weights = [slope, slope]
+        weights[here] = self.first - slope
+        return weights
+
+    @property
+    def _straight(self) -> float:
+        """K_0 with phi_1 = 1: c h alpha_t or -c h sigma_t."""
+        return (1 + self.tau**2) * self.h * (self.t[0] if self.data else -self.t[1])
 
 
 def finite_history(lambdas: Sequence[float], i: int, order: int) -> int:

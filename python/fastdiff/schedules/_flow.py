@@ -64,7 +64,8 @@ class FlowSchedule(Schedule):
             end = self.shifted(lowest) if self.mu is None else lowest
             raw = ramp(1.0, end, steps)
         else:
-            raw = ramp(1 - lowest, 0.0, steps + 1)[:-1]
+            # NOTE: 1 - (1, ..., 1/T) as diffusers computes it, or a time that is whole would be cut to the one below
+            raw = [1 - alpha for alpha in ramp(1.0, lowest, steps + 1)[:0:-1]]
         sigmas = self._stretched([self.shifted(s) for s in raw])
         ends = [*sigmas, 0.0 if ends_at_zero(final) else self.shifted(lowest)]
         return Grid(
