@@ -193,20 +193,22 @@ def noises(count: int, dtype: torch.dtype) -> list[Tensor]:
 
 @contextmanager
 def _randn(cls: type, draws: Callable[[], Tensor], dtype: torch.dtype) -> Iterator[None]:
-    """diffusers draws this noise, in the dtype that it asks for."""
+    """diffusers draws this noise, in the dtype that it asks for; also where it would come from a Brownian path."""
     module = sys.modules[cls.__module__]
-    before = getattr(module, "randn_tensor", None)
+    before = {name: getattr(module, name, None) for name in ("randn_tensor", "BrownianTreeNoiseSampler")}
 
     def randn_tensor(shape: Any, *_: Any, **options: Any) -> Tensor:
         z = draws()
         return z.to(options.get("dtype") or dtype).reshape(shape)
 
     module.randn_tensor = randn_tensor  # type: ignore[attr-defined]
+    module.BrownianTreeNoiseSampler = lambda *_, **__: lambda *_: draws().to(dtype)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        if before is not None:
-            module.randn_tensor = before  # type: ignore[attr-defined]
+        for name, value in before.items():
+            if value is not None:
+                setattr(module, name, value)
 
 
 def _calls(scheduler: Any, batch: int) -> list[tuple[Tensor, Mapping[str, Any]]]:
@@ -217,6 +219,20 @@ def _calls(scheduler: Any, batch: int) -> list[tuple[Tensor, Mapping[str, Any]]]
     if name == "UnCLIPScheduler":
         return [(t, {"prev_timestep": after}) for t, after in zip(times, [*times[1:], None], strict=True)]
     return [(t, {}) for t in times]
+
+
+def _step_of(scheduler: Any) -> Any:
+    """Its step(prediction, t, x); one of them takes the x0 and the timestep of the step before too."""
+    if type(scheduler).__name__ != "CogVideoXDPMScheduler":
+        return getattr(scheduler, "step", None)
+    last: list[Any] = [None, None]
+
+    def step(prediction: Tensor, t: Tensor, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        x, x0 = scheduler.step(prediction, last[0], t, last[1], x, **options)
+        last[:] = x0, t
+        return x, x0
+
+    return step
 
 
 def _predicted(scheduler: Any, prediction: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,14 +251,14 @@ def run_peer(
     scheduler = problem.scheduler(dtype)
     scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
     context = _in_double if dtype == torch.float64 else _as_it_is
-    step = [0]
+    step, stepped = [0], _step_of(scheduler)
     with context(), _randn(type(scheduler), lambda: noise[step[0]], dtype):
         for i, (t, more) in enumerate(_calls(scheduler, len(x))):
             step[0] = i
             told = scheduler.sigmas[i] if hasattr(scheduler, "set_sigmas") else t.flatten()[0]
             prediction = model(scale(x, t), told).to(dtype)
             if hasattr(scheduler, "step"):
-                x = scheduler.step(prediction, t, x, **problem.step, **more, return_dict=False)[0]
+                x = stepped(prediction, t, x, **problem.step, **more, return_dict=False)[0]
             else:
                 x = _predicted(scheduler, prediction, t, x)[i + 1 == len(scheduler.timesteps)]
     return x

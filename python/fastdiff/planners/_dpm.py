@@ -108,6 +108,8 @@ class Family:
                 table.set(i, "base'", {self._part if s == i else "base": 1.0})
             step = Interval(levels[s], levels[i + 1], self.data, 1.0 if self.sde else 0.0)
             x = self._state("base" if s < i else self._part, names[0], levels[s])
+            if grid.ascending and self.data and not self._clips and s == i:
+                x = _split(kind, levels[i])
             r = [(lambdas[n] - lambdas[s]) / step.h for n in visited[1:]]
             terms = combine((step.x, x), (1, self._integral(step, names, r)), (step.noise, {"z": 1.0}))
             if change and 0.5 < step.x < 2:
@@ -219,6 +221,12 @@ class Family:
             return 2 * step.taylor(2)
         published = step.taylor(2) - (step.t[0] if self.sde else 0.0)
         return 2 * published if self._in_blocks else published
+
+
+def _split(kind: str, level: Level) -> dict[str, float]:
+    """x as alpha x0 + sigma eps: towards noise sigma_t/sigma_s x and the term of x0 nearly cancel in data form."""
+    alpha, sigma = level
+    return combine((alpha, {"x0": 1.0}), (sigma, conversion(kind, level)[1]))
 
 
 def second_order(

@@ -65,6 +65,13 @@ def discrete(o: Options, *, terminal: float = 0.0) -> DiscreteSchedule:
     return DiscreteSchedule(schedule.name, schedule.alphas_cumprod, clipped)
 
 
+def snr_shifted(o: Options) -> DiscreteSchedule:
+    """The SNR divided by `snr_shift_scale`, then the rescaling to zero terminal SNR (CogVideoX, section 3.3)."""
+    ab, scale = trained(o).alphas_cumprod, o["snr_shift_scale"]
+    schedule = schedules.from_alphas_cumprod(ab / (scale + (1 - scale) * ab))
+    return schedules.zero_terminal_snr(schedule) if o["rescale_betas_zero_snr"] else schedule
+
+
 def threshold(o: Options) -> Threshold | None:
     """Dynamic thresholding of x0."""
     o.unaffecting("dynamic_thresholding_ratio", "sample_max_value")
@@ -236,3 +243,33 @@ def respaced(o: Options, high: float, low: float, count: int) -> list[float]:
         return [high] * count
     spaced = next(make for flag, make in _SPACED.items() if o.get(flag, False))(low, high)
     return [spaced.ratio(k / max(count - 1, 1)) for k in range(count)]
+
+
+# ---- EDM ----------------------------------------------------------------------------------------------------
+
+
+def edm_levels(o: Options, *, ends_at_last: bool = True) -> LevelSchedule:
+    """The levels between sigma_max and sigma_min, or at the caller's positions.
+
+    Args:
+        ends_at_last: final_sigmas_type = "sigma_min" means the last of these levels, not the option sigma_min.
+
+    Trap: under "exponential" only the number of the positions matters, and a single step starts at sigma_min.
+    """
+    exponential = o.require("sigma_schedule", "karras", "exponential") == "exponential"
+    rho = math.inf if exponential else o["rho"]
+    spacing = schedules.edm(o["sigma_min"], o["sigma_max"], rho, sigma_data=o["sigma_data"])
+    o.unaffecting("num_train_timesteps", "rho")
+    positions = o.call("sigmas")
+    if positions is not None and o.num_inference_steps is not None:
+        o.refuse("sigmas", "pass it without num_inference_steps")
+    if positions is None or exponential:
+        count = o.steps if positions is None else len(positions)
+        assert isinstance(count, int)
+        positions = ramp(1.0 if exponential and count == 1 else 0.0, 1.0, count)
+    ratios = [spacing.ratio(float(p)) for p in positions]
+    lowest = ratios[-1] if ends_at_last else float(o["sigma_min"])
+    last = 0.0 if o.require("final_sigmas_type", "zero", "sigma_min") == "zero" else lowest
+    times, levels = zip(*map(spacing.at, ratios), strict=True)
+    alphas, sigmas = zip(*levels, strict=True)
+    return schedules.from_levels(times, (*alphas, 1.0), (*sigmas, last), base=spacing)

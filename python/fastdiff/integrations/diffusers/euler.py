@@ -7,12 +7,10 @@ import dataclasses
 import math
 from typing import TypedDict
 
-from fastdiff import planners, schedules
+from fastdiff import planners
 from fastdiff.integrations.diffusers import _schedules
 from fastdiff.integrations.diffusers._options import Options, reproduces
 from fastdiff.planners import Plan
-from fastdiff.schedules import LevelSchedule
-from fastdiff.schedules._grid import ramp
 
 _CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
@@ -43,7 +41,7 @@ def euler_ancestral(o: Options) -> Plan:
 @reproduces("EDMEulerScheduler", keywords=("sigmas", *_CHURN))
 def edm_euler(o: Options) -> Plan:
     """EDM's preconditioning; `sigmas` are positions in [0, 1] on the schedule, as its `set_timesteps` takes them."""
-    schedule = _edm_levels(o)
+    schedule = _schedules.edm_levels(o)
     plan = planners.euler(
         schedule,
         schedule.steps,
@@ -54,29 +52,6 @@ def edm_euler(o: Options) -> Plan:
     )
     alpha = float(plan.alphas[0])
     return dataclasses.replace(plan, init_noise_sigma=alpha * math.hypot(o["sigma_max"], 1))
-
-
-def _edm_levels(o: Options) -> LevelSchedule:
-    """The levels between sigma_max and sigma_min, or at the caller's positions.
-
-    Trap: under "exponential" only the number of the positions matters, and a single step starts at sigma_min.
-    """
-    exponential = o.require("sigma_schedule", "karras", "exponential") == "exponential"
-    rho = math.inf if exponential else o["rho"]
-    spacing = schedules.edm(o["sigma_min"], o["sigma_max"], rho, sigma_data=o["sigma_data"])
-    o.unaffecting("num_train_timesteps", "rho")
-    positions = o.call("sigmas")
-    if positions is not None and o.num_inference_steps is not None:
-        o.refuse("sigmas", "pass it without num_inference_steps")
-    if positions is None or exponential:
-        count = o.steps if positions is None else len(positions)
-        assert isinstance(count, int)
-        positions = ramp(1.0 if exponential and count == 1 else 0.0, 1.0, count)
-    ratios = [spacing.ratio(float(p)) for p in positions]
-    last = 0.0 if o.require("final_sigmas_type", "zero", "sigma_min") == "zero" else ratios[-1]
-    times, levels = zip(*map(spacing.at, ratios), strict=True)
-    alphas, sigmas = zip(*levels, strict=True)
-    return schedules.from_levels(times, (*alphas, 1.0), (*sigmas, last), base=spacing)
 
 
 # ---- churn ---------------------------------------------------------------------------------------------------
