@@ -37,6 +37,13 @@ def test_timesteps_of_every_step_count(spacing: Any, endpoint: bool) -> None:
         assert list(Placement(spacing, 1, endpoint).timesteps(steps, 1000)) == expected, steps
 
 
+def test_unrounded_timesteps_end_at_the_last_level() -> None:
+    """(S - 1) ((T - 1)/(S - 1)) is above T - 1 for some S."""
+    for steps in range(2, 1001):
+        assert Placement(rounded=False).timesteps(steps, 1000)[0] == pytest.approx(999, rel=1e-15)
+        assert Placement(rounded=False).timesteps(steps, 1000)[0] <= 999
+
+
 def test_levels_between_timesteps() -> None:
     schedule = schedules.linear()
     alpha, sigma = schedule.level(10.25)

@@ -68,7 +68,7 @@ class Placement:
         if self.spacing == "linspace":
             # NOTE: k * (last / intervals) in this order: half-way cases then round as numpy.linspace's do
             width = (last - 1) / max(points - 1, 1)
-            exact = [k * width for k in range(points)]
+            exact = [min(k * width, float(last - 1)) for k in range(points)]
             ascending = [float(round(t)) for t in exact] if self.rounded else exact
         elif self.spacing == "leading":
             ascending = [float(k * (last // points) + self.offset) for k in range(points)]
