@@ -91,7 +91,6 @@ class Family:
         grid = schedule.grid(steps, place, final)
         if not self.data and grid.alphas[0] == 0:
             raise ValueError("schedule: the noise form divides by alpha, which is 0 here; use dpm_solver_pp")
-        levels, lambdas = levels_of(grid), grid.lambdas
         base = ("base",) if self._in_blocks else ()
         past = tuple(f"m{n}" for n in range(1, self.order))
         ages = ("x0" if self.data else "eps", *past)  # m of this evaluation, of the one before, ..
@@ -100,23 +99,8 @@ class Family:
         rows = (*self._model_rows(kind), *(f"{name}'" for name in base), *change, "x'")
         table = Table(len(grid.times), inputs, rows)
         for i, order in enumerate(self._orders(grid)):
-            self._set_model(table, i, kind, levels[i])
-            behind = range(i, i - order, -1)
-            visited = behind[::-1] if base else behind  # the base first
-            s, names = visited[0], [ages[i - n] for n in visited]
-            if base:
-                table.set(i, "base'", {self._part if s == i else "base": 1.0})
-            step = Interval(levels[s], levels[i + 1], self.data, 1.0 if self.sde else 0.0)
-            x = self._state("base" if s < i else self._part, names[0], levels[s])
-            if grid.ascending and self.data and not self._clips and s == i:
-                x = _split(kind, levels[i])
-            r = [(lambdas[n] - lambdas[s]) / step.h for n in visited[1:]]
-            terms = combine((step.x, x), (1, self._integral(step, names, r)), (step.noise, {"z": 1.0}))
-            if change and 0.5 < step.x < 2:
-                # Rounded to float32, a coefficient near 1 would move x by half a roundoff at every step.
-                table.set(i, "dx", combine((1, terms), (-1, x)))
-                terms = {"base" if s < i else "x": 1.0, "dx": 1.0}
-            table.set(i, "x'", terms)
+            self._set_model(table, i, kind, levels_of(grid)[i])
+            self._set_step(table, i, kind, grid, ages[:order])
         return Plan(
             solver=solver,
             table=table.data,
@@ -130,6 +114,26 @@ class Family:
             order=self.order,
             threshold=self.threshold,
         )
+
+    def _set_step(self, table: Table, i: int, kind: str, grid: Grid, ages: Sequence[str]) -> None:
+        """The new x, from m of this evaluation and of the ones before."""
+        levels, lambdas = levels_of(grid), grid.lambdas
+        visited, names = range(i, i - len(ages), -1), ages
+        if self._in_blocks:  # the base first, which is the oldest of them
+            visited, names = visited[::-1], ages[::-1]
+            table.set(i, "base'", {self._part if len(ages) == 1 else "base": 1.0})
+        s = visited[0]
+        step = Interval(levels[s], levels[i + 1], self.data, 1.0 if self.sde else 0.0)
+        x = self._state("base" if s < i else self._part, names[0], levels[s])
+        if grid.ascending and self.data and not self._clips and s == i:
+            x = _split(kind, levels[i])
+        r = [(lambdas[n] - lambdas[s]) / step.h for n in visited[1:]]
+        terms = combine((step.x, x), (1, self._integral(step, names, r)), (step.noise, {"z": 1.0}))
+        if "dx" in table.rows and 0.5 < step.x < 2:
+            # Rounded to float32, a coefficient near 1 would move x by half a roundoff at every step.
+            table.set(i, "dx", combine((1, terms), (-1, x)))
+            terms = {"base" if s < i else "x": 1.0, "dx": 1.0}
+        table.set(i, "x'", terms)
 
     # ---- x and m -----------------------------------------------------------------------------------------
 
