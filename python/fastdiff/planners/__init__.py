@@ -10,6 +10,7 @@ from fastdiff.planners.dpm_solver_pp import dpm_solver_pp
 from fastdiff.planners.euler import euler
 from fastdiff.planners.euler_ancestral import euler_ancestral
 from fastdiff.planners.euler_per_token import TokenPlan, euler_per_token
+from fastdiff.planners.heun import heun
 from fastdiff.planners.langevin import langevin
 from fastdiff.planners.lcm import lcm
 from fastdiff.planners.plan import Plan
@@ -30,6 +31,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "euler_per_token",
+    "heun",
     "langevin",
     "lcm",
     "reverse_sde",
