@@ -13,6 +13,7 @@ from fastdiff.planners.euler_per_token import TokenPlan, euler_per_token
 from fastdiff.planners.heun import heun
 from fastdiff.planners.langevin import langevin
 from fastdiff.planners.lcm import lcm
+from fastdiff.planners.lms import lms
 from fastdiff.planners.plan import Plan
 from fastdiff.planners.reverse_sde import reverse_sde
 from fastdiff.planners.tcd import tcd
@@ -34,6 +35,7 @@ __all__ = [
     "heun",
     "langevin",
     "lcm",
+    "lms",
     "reverse_sde",
     "tcd",
     "unipc",
