@@ -4,6 +4,7 @@
 from fastdiff.planners._execution import Threshold
 from fastdiff.planners.consistency import consistency
 from fastdiff.planners.ddim import ddim
+from fastdiff.planners.deis import deis
 from fastdiff.planners.dpm_solver import dpm_solver
 from fastdiff.planners.dpm_solver_adaptive import AdaptiveResult, dpm_solver_adaptive
 from fastdiff.planners.dpm_solver_pp import dpm_solver_pp
@@ -11,6 +12,7 @@ from fastdiff.planners.euler import euler
 from fastdiff.planners.euler_ancestral import euler_ancestral
 from fastdiff.planners.euler_per_token import TokenPlan, euler_per_token
 from fastdiff.planners.heun import heun
+from fastdiff.planners.ipndm import ipndm
 from fastdiff.planners.langevin import langevin
 from fastdiff.planners.lcm import lcm
 from fastdiff.planners.lms import lms
@@ -26,6 +28,7 @@ __all__ = [
     "TokenPlan",
     "consistency",
     "ddim",
+    "deis",
     "dpm_solver",
     "dpm_solver_adaptive",
     "dpm_solver_pp",
@@ -33,6 +36,7 @@ __all__ = [
     "euler_ancestral",
     "euler_per_token",
     "heun",
+    "ipndm",
     "langevin",
     "lcm",
     "lms",
