@@ -62,14 +62,14 @@ def ring_plan() -> Plan:
 def test_print_is_readable() -> None:
     assert str(planners.dpm_solver_pp(LINEAR, 4)).splitlines() == [
         "dpm_solver_pp: 4 steps, order 2, prediction epsilon",
-        "step 0  t=999  d = x − 0.99998 ε;  x0 = 157.41 d;  x ← 0.99834 x + 0.051542 x0",
-        "step 1  t=749  d = x − 0.99832 ε;  x0 = 17.276 d;  x ← 0.96193 x + 0.30458 x0 − 0.081338 m1",
-        "step 2  t=500  d = x − 0.96031 ε;  x0 = 3.5853 d;  x ← 0.72038 x + 0.72804 x0 − 0.20688 m1",
-        "step 3  t=250  d = x − 0.69179 ε;  x0 = 1.3849 d;  x ← x0",
+        "step 0  t=999  d = x − 0.99998 ε;  x0 = 157.41 d;  dx = −0.0016565 x + 0.051542 x0;  x ← x + dx",
+        "step 1  t=749  d = x − 0.99832 ε;  x0 = 17.276 d;  dx = −0.038073 x + 0.30458 x0 − 0.081338 m1;  x ← x + dx",
+        "step 2  t=500  d = x − 0.96031 ε;  x0 = 3.5853 d;  dx = −0.27962 x + 0.72804 x0 − 0.20688 m1;  x ← x + dx",
+        "step 3  t=250  d = x − 0.69179 ε;  x0 = 1.3849 d;  dx = 0;  x ← x0",
     ]
     assert str(planners.ddim(LINEAR, 2, eta=1.0, clip_sample=1.0).guided(7.5)).splitlines()[1] == (
-        "step 0  t=500  x0 = clamp(3.5853 x + 22.379 ε_u − 25.822 ε_c, −1, 1);  "
-        "x ← −0.0001888 ε_u + 0.00021785 ε_c + 0.99995 x0 + 0.01 z"
+        "step 0  t=500  d = x + 6.242 ε_u − 7.2024 ε_c;  x0 = clamp(3.5853 d, −1, 1);  cut = 3.5853 d − x0;  dx = 0;  "
+        "x ← 3.0247e−05 x + 0.99994 x0 − 8.4364e−06 cut + 0.01 z"
     )
     assert str(planners.euler(schedules.flow(3.0), 3)).splitlines()[1:] == [
         "step 0  t=1000     x ← x − 0.24888 u",
@@ -78,7 +78,7 @@ def test_print_is_readable() -> None:
     ]
     assert (
         repr(planners.ddim(LINEAR, 2))
-        == "Plan(ddim, 2 steps, inputs ('x', 'prediction'), rows ('x0', \"x'\"))"
+        == "Plan(ddim, 2 steps, inputs ('x', 'prediction'), rows ('d', 'x0', 'dx', \"x'\"))"
     )
 
 
@@ -224,7 +224,7 @@ def test_generated_noise_is_standard_normal() -> None:
     plan = planners.ddim(LINEAR, 2, eta=1.0)
     x = torch.zeros(100_000)
     y, _ = plan.step(0, x, x, seed=0)
-    std = float(plan.table[0, 1, 4])
+    std = float(plan.table[0, -1, -3])
     assert float(y.std()) == pytest.approx(std, rel=0.02)
     assert float(y.mean()) == pytest.approx(0, abs=0.02)
 
@@ -342,7 +342,7 @@ def test_plans_copy_and_pickle_after_use() -> None:
     [
         (lambda: planners.dpm_solver_pp(LINEAR, 5, order=4), "order: expected 1, 2 or 3, got 4"),
         (lambda: planners.dpm_solver_pp(LINEAR, 5, solver_type="bh1"), "solver_type"),  # type: ignore[arg-type]
-        (lambda: planners.ddim(LINEAR, 5, prediction="score"), "prediction: expected one of epsilon"),
+        (lambda: planners.ddim(LINEAR, 5, prediction="noise"), "prediction: expected one of epsilon"),
         (lambda: planners.ddim(LINEAR, 5, eta=1.5), "eta"),
         (lambda: planners.ddim(LINEAR, 5, clip_sample=-1.0), "clip_sample"),
         (lambda: planners.ddim(LINEAR, 0), "steps"),
@@ -384,7 +384,7 @@ def test_refused_indices_and_types() -> None:
         ({"carry": {"x": "x'", "m1": "x'"}}, "each once"),
         ({"inputs": ("x", "prediction", "x0")}, "distinct"),
         ({"table": torch.zeros(3, 2, 7)}, "float64 table"),
-        ({"table": torch.full((3, 3, 9), math.nan, dtype=torch.float64)}, "finite"),
+        ({"table": torch.full((3, 4, 10), math.nan, dtype=torch.float64)}, "finite"),
         ({"alphas": torch.zeros(3)}, r"\[S\+1\]"),
     ],
 )

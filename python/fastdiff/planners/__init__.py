@@ -4,6 +4,8 @@
 from fastdiff.planners._execution import Threshold
 from fastdiff.planners.consistency import consistency
 from fastdiff.planners.ddim import ddim
+from fastdiff.planners.ddim_inversion import ddim_inversion
+from fastdiff.planners.ddpm import ddpm
 from fastdiff.planners.deis import deis
 from fastdiff.planners.dpm_solver import dpm_solver
 from fastdiff.planners.dpm_solver_adaptive import AdaptiveResult, dpm_solver_adaptive
@@ -28,6 +30,8 @@ __all__ = [
     "TokenPlan",
     "consistency",
     "ddim",
+    "ddim_inversion",
+    "ddpm",
     "deis",
     "dpm_solver",
     "dpm_solver_adaptive",

@@ -153,7 +153,8 @@ class Execution:
             self.table = table.to(device, real)
             self.head = None if program.head is None else program.head.to(device, real)
             self.gate = None if program.gate is None else program.gate.to(device, real)
-            self.deviation = None if program.deviation is None else program.deviation.to(device, real)
+            # NOTE: e^a (e^b)^v. Rounding e^b costs |v| roundoffs of the result, rounding b and b v would cost 2 |b v|
+            self.deviation = None if program.deviation is None else program.deviation.exp().to(device, real)
             self.steps = torch.arange(table.shape[0], device=device).unbind()
             self.times = timesteps.to(device, real if timesteps.is_floating_point() else torch.int64).unbind()
 
@@ -217,10 +218,9 @@ def learned_deviation(
     """The predictions [B, C, *] of a model with 2C output channels, and exp(a + b v) [B, C, *] of the last one."""
     assert on.deviation is not None
     halves = [p.chunk(2, 1) for p in predictions]
-    a, b = on.deviation.index_select(0, step.reshape(1)).unbind(
-        1
-    )  # NOTE: deviation[step] would wait for the device
-    return [p for p, _ in halves], (a + b * halves[-1][1]).exp()
+    # NOTE: deviation[step] would wait for the device
+    a, b = on.deviation.index_select(0, step.reshape(1)).unbind(1)
+    return [p for p, _ in halves], a * b.pow(halves[-1][1])
 
 
 def noise_key(seed: Seed | None, device: torch.device) -> torch.Tensor:
