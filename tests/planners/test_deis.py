@@ -18,7 +18,9 @@ from tests.kit import oracles
 from tests.kit.oracles import BIMODAL, GAUSSIAN, Mixture
 from tests.kit.peers import check_parity
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers calls numpy on tensors
+# diffusers calls numpy on tensors
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
 
 DEIS = diffusers.DEISMultistepScheduler
 STEPS = (1, 2, 3, 10, 14, 15, 25, 50)
