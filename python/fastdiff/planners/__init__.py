@@ -19,6 +19,7 @@ from fastdiff.planners.langevin import langevin
 from fastdiff.planners.lcm import lcm
 from fastdiff.planners.lms import lms
 from fastdiff.planners.plan import Plan
+from fastdiff.planners.pndm import pndm
 from fastdiff.planners.reverse_sde import reverse_sde
 from fastdiff.planners.tcd import tcd
 from fastdiff.planners.unipc import unipc
@@ -44,6 +45,7 @@ __all__ = [
     "langevin",
     "lcm",
     "lms",
+    "pndm",
     "reverse_sde",
     "tcd",
     "unipc",
