@@ -15,6 +15,7 @@ from fastdiff.planners.euler_ancestral import euler_ancestral
 from fastdiff.planners.euler_per_token import TokenPlan, euler_per_token
 from fastdiff.planners.heun import heun
 from fastdiff.planners.ipndm import ipndm
+from fastdiff.planners.kdpm2 import kdpm2
 from fastdiff.planners.langevin import langevin
 from fastdiff.planners.lcm import lcm
 from fastdiff.planners.lms import lms
@@ -42,6 +43,7 @@ __all__ = [
     "euler_per_token",
     "heun",
     "ipndm",
+    "kdpm2",
     "langevin",
     "lcm",
     "lms",
