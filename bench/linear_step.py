@@ -231,15 +231,17 @@ def _ddim_noise(inputs: Inputs) -> list[Contender]:
     tensors = inputs.normals(2)
     rng = torch.tensor([0, 0], device=inputs.device)
     step = torch.tensor(MIDDLE, device=inputs.device)
-    _, ours = reference(tensors, plan.table, step=step, rng=rng, dtypes=(torch.float64, torch.float64))
+    stored = [row == plan.carry["x"] for row in plan.rows]
+    dtypes = [torch.float64 if is_stored else None for is_stored in stored]
+    (ours,) = reference(tensors, plan.table, step=step, rng=rng, dtypes=dtypes)
     noiseless = plan.table[MIDDLE].clone()
     noiseless[:, -3] = 0
-    _, mean = reference(tensors, noiseless, dtypes=(torch.float64, torch.float64))
+    (mean,) = reference(tensors, noiseless, dtypes=dtypes)
     numbers = peers.ddim_coefficients(plan, MIDDLE)
     theirs = normal_around(mean, deviation=numbers[-1])
     return [
         *_expressions(peers.ddim, tensors, numbers, theirs),
-        _launch(plan.table, tensors, (False, True), close_to([ours], roundoffs=ONE_STEP), rng),
+        _launch(plan.table, tensors, stored, close_to([ours], roundoffs=ONE_STEP), rng),
     ]
 
 

@@ -22,14 +22,17 @@ def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     plan = planners.ddim(schedules.cosine(), STEPS)
-    # Columns: x, eps, known, x', z, lo, hi. DDIM's two rows, x0 and x' = ... + alpha' x0, collapse to one.
+    (alpha, alpha_next), (sigma, sigma_next) = (
+        (level[:-1], level[1:]) for level in (plan.alphas, plan.sigmas)
+    )
+    # Columns: x, eps, known, x', z, lo, hi.
     table = torch.zeros(STEPS, 1, 7, dtype=torch.float64)
-    x0, x_next = plan.table[:, 0], plan.table[:, 1]
-    table[:, 0, :2] = x_next[:, :2] + x_next[:, 2:3] * x0[:, :2]
+    table[:, 0, 0] = alpha_next / alpha
+    table[:, 0, 1] = sigma_next - sigma * alpha_next / alpha
     table[..., -2], table[..., -1] = -torch.inf, torch.inf
     gate = torch.zeros(STEPS, 1, 5, dtype=torch.float64)
     gate[:, 0, :2] = -table[:, 0, :2]  # what the paste takes away, and
-    gate[:, 0, 2], gate[:, 0, 4] = plan.alphas[1:], plan.sigmas[1:]  # what it puts in its place
+    gate[:, 0, 2], gate[:, 0, 4] = alpha_next, sigma_next  # what it puts in its place
 
     known = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16).contiguous()
     mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
