@@ -61,8 +61,8 @@ def test_the_scheduler_is_read_and_not_changed(name: str) -> None:
     assert dict(made.config) == config
     assert made.__dict__.keys() == before.keys()
     for key, value in before.items():
-        same = torch.equal(made.__dict__[key], value) if isinstance(value, torch.Tensor) else True
-        assert same, key
+        if isinstance(value, torch.Tensor):  # KDPM2's first interpolated sigma is nan
+            torch.testing.assert_close(made.__dict__[key], value, rtol=0, atol=0, equal_nan=True, msg=key)
     assert plan.steps >= 4
 
 
