@@ -95,6 +95,16 @@ def test_parity_of_cogvideox(config: dict[str, Any], dtype: torch.dtype) -> None
         check_parity(diffusers.CogVideoXDDIMScheduler, config, steps, dtype=dtype)
 
 
+def test_a_surplus_timestep_is_left_out() -> None:
+    """diffusers ends in timestep -1 here, and so in the level of timestep 999."""
+    for name in ("DDIMScheduler", "DDPMScheduler", "DDIMInverseScheduler"):
+        scheduler = getattr(diffusers, name)(timestep_spacing="trailing")
+        scheduler.set_timesteps(61)
+        theirs = scheduler.timesteps.tolist()
+        assert min(theirs) == -1
+        assert plan_from(scheduler, 61).timesteps.tolist() == [t for t in theirs if t >= 0]
+
+
 # ---- refusals ----------------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,14 @@ def test_parity_with_given_timesteps(timesteps: list[int]) -> None:
         assert plan.timesteps.tolist() == timesteps
 
 
+def test_fractions_of_given_timesteps_are_cut_off() -> None:
+    timesteps = {"timesteps": [900.9, 300.2]}
+    assert check_parity(diffusers.DDPMScheduler, {}, None, set_timesteps=timesteps).timesteps.tolist() == [
+        900,
+        300,
+    ]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_parity_with_a_threshold(dtype: torch.dtype) -> None:
     config = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5}

@@ -11,7 +11,11 @@ from fastdiff.planners import Plan
 
 @reproduces("DDIMScheduler", "DDIMParallelScheduler", keywords=("eta", "use_clipped_model_output"))
 def ddim(o: Options) -> Plan:
-    """Any eta; x0 clipped or thresholded."""
+    """Any eta; x0 clipped or thresholded.
+
+    Trap: "trailing" timesteps have a surplus one, -1, for some numbers of steps (61, 103, 121, ...), with which the
+    run ends in the alphas_cumprod of the noisiest level. It is left out here, as for DDPM and the inversion.
+    """
     return planners.ddim(
         _schedules.discrete(o),
         o.steps,

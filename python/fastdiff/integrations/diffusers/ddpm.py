@@ -14,7 +14,11 @@ from fastdiff.schedules import LevelSchedule
 
 @reproduces("DDPMScheduler", "DDPMParallelScheduler", keywords=("timesteps",))
 def ddpm(o: Options) -> Plan:
-    """Fixed variances, and the learned one within its range."""
+    """Fixed variances, and the learned one within its range.
+
+    Trap: the fractions of given timesteps are cut off.
+    """
+    steps = o.steps if isinstance(o.steps, int) else [math.trunc(t) for t in o.steps]
     variance = o["variance_type"]
     if variance == "fixed_large_log":
         o.refuse("variance_type", "it takes the root of a negative logarithm; fixed_large is what is meant")
@@ -25,7 +29,7 @@ def ddpm(o: Options) -> Plan:
         )
     return planners.ddpm(
         _schedules.discrete(o),
-        o.steps,
+        steps,
         prediction=o["prediction_type"],
         variance_type=variance,
         timestep_spacing=o["timestep_spacing"],
