@@ -91,7 +91,7 @@ def test_parity_of_the_parallel_scheduler(dtype: torch.dtype) -> None:
     ids=str,
 )  # fmt: skip
 def test_parity_of_cogvideox(config: dict[str, Any], dtype: torch.dtype) -> None:
-    for steps in (1, 3, 10, 50):
+    for steps in (1, 3, 50) if dtype == torch.float32 else (2, 10):
         check_parity(diffusers.CogVideoXDDIMScheduler, config, steps, dtype=dtype)
 
 
