@@ -22,6 +22,7 @@ from fastdiff.planners.lms import lms
 from fastdiff.planners.plan import Plan
 from fastdiff.planners.pndm import pndm
 from fastdiff.planners.reverse_sde import reverse_sde
+from fastdiff.planners.sa_solver import sa_solver
 from fastdiff.planners.tcd import tcd
 from fastdiff.planners.unipc import unipc
 
@@ -49,6 +50,7 @@ __all__ = [
     "lms",
     "pndm",
     "reverse_sde",
+    "sa_solver",
     "tcd",
     "unipc",
 ]

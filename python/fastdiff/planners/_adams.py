@@ -68,18 +68,12 @@ class Adams:
         corrects = self._corrects(len(times))
         depth = max(self.predictor, self.corrector - 1) if corrects else self.predictor - 1
         names = [m, *(f"m{n}" for n in range(1, depth + 1))]
-        rows = (*self.form.rows(kind), "dx", "x'")
+        rows = (*self.form.rows(kind), "delta", "x'")
         table = Table(len(times), ("x", "prediction", *names[1:]), rows)
         levels = levels_of(grid)
         for i, (scale, terms) in enumerate(self._steps(grid, [tau(t) for t in times], names)):
-            x = self.form.x(levels[i])
             self.form.set_m(table, i, kind, levels[i])
-            if 0.5 < scale < 2:
-                # Rounded to float32, a factor near 1 would move x by half a roundoff at every step.
-                table.set(i, "dx", combine((scale - 1, x), (1, terms)))
-                table.set(i, "x'", {"x": 1.0, "dx": 1.0})
-            else:
-                table.set(i, "x'", combine((scale, x), (1, terms)))
+            _set_x(table, i, m, scale, self.form.x(levels[i]), terms)
         return Plan(
             solver=solver,
             table=table.data,
@@ -129,3 +123,20 @@ class Adams:
         most = min(self.corrector, left + 2) if self.lower_order_final else self.corrector
         points = 1 if most == 1 else 1 + finite_history(lambdas, i - 1, min(most - 1, i))
         return step.adams(lambdas[i - points + 1 : i + 1][::-1], self.two_point)
+
+
+def _set_x(table: Table, i: int, m: str, scale: float, x: Terms, terms: Terms) -> None:
+    """x' = scale x + terms, in two rows that keep the rounding of coefficients to float32 small.
+
+    A factor near 1 would move x by half a roundoff at every step, always the same way: delta is x_t - x. Over a long
+    step m and m1 have large weights of opposite sign, whose roundings do not cancel: delta is m - m1, and has one.
+    """
+    if 0.5 < scale < 2:
+        table.set(i, "delta", combine((scale - 1, x), (1, terms)))
+        table.set(i, "x'", {"x": 1.0, "delta": 1.0})
+        return
+    older = terms.get("m1", 0.0)
+    if older:
+        table.set(i, "delta", {m: 1.0, "m1": -1.0})
+        terms = combine((1, terms), (older, {m: 1.0, "m1": -1.0, "delta": -1.0}))
+    table.set(i, "x'", combine((scale, x), (1, terms)))
