@@ -16,19 +16,16 @@ from typing import Literal
 
 import torch
 
-from fastdiff.planners._execution import Threshold
 from fastdiff.planners._exponential import Interval
+from fastdiff.planners._form import Form
 from fastdiff.planners._tables import (
     Level,
     Table,
-    clamp_range,
     combine,
     conversion,
     levels_of,
     prediction_type,
-    set_x0,
     timestep_tensor,
-    x0_rows,
 )
 from fastdiff.planners.plan import Plan
 from fastdiff.schedules import Final, Grid, Placement, Schedule, Steps
@@ -41,9 +38,9 @@ Method = Literal["multistep", "singlestep"]
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The options of `dpm_solver` and `dpm_solver_pp`; data tells the two apart."""
+    """The options of `dpm_solver` and `dpm_solver_pp`, which differ in their form."""
 
-    data: bool
+    form: Form
     order: int
     solver_type: SolverType
     method: Method
@@ -51,8 +48,6 @@ class Family:
     exact_third: bool
     lower_order_final: bool
     euler_at_final: bool
-    clip_sample: float | tuple[float, float] | None
-    threshold: Threshold | None
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
@@ -61,46 +56,35 @@ class Family:
             raise ValueError(f"solver_type: expected midpoint or heun, got {self.solver_type!r}")
         if self.method not in ("multistep", "singlestep"):
             raise ValueError(f"method: expected multistep or singlestep, got {self.method!r}")
-        if self.clip_sample is not None and self.threshold is not None:
-            raise ValueError("clip_sample, threshold: pass one or the other")
-        if self.sde and not self.data and self.order == 3 and not self.exact_third:
+        if self.sde and not self.form.data and self.order == 3 and not self.exact_third:
             raise ValueError("order: SDE-DPM-Solver was published up to 2; exact_third=True has 3")
 
     @property
     def _in_blocks(self) -> bool:
-        """Whether x at the base must be kept, because it is not the x of this evaluation."""
+        """Whether a step may start from the x of an earlier evaluation."""
         return self.method == "singlestep" and self.order > 1
-
-    @property
-    def _clips(self) -> bool:
-        return self.clip_sample is not None or self.threshold is not None
-
-    @property
-    def _part(self) -> str:
-        """The row that stands for x in a step: in noise form alpha x0, the part of x that is not sigma eps."""
-        return "x" if self.data else "x0" if self._clips else "d"
 
     def plan(
         self, solver: str, schedule: Schedule, steps: Steps, prediction: str, place: Placement, final: Final
     ) -> Plan:
         """The plan on a schedule.
 
-        Rows: what makes m; in blocks the base, for the next evaluation; the new x.
+        Rows: what makes m, the change of x, the new x. In blocks the last values of the part that stands for x move on
+        from slot to slot, so that the base of a block is there without having been copied.
         """
-        kind = prediction_type(prediction)
+        kind, m = prediction_type(prediction), self.form.m
         grid = schedule.grid(steps, place, final)
-        if not self.data and grid.alphas[0] == 0:
+        if not self.form.data and grid.alphas[0] == 0:
             raise ValueError("schedule: the noise form divides by alpha, which is 0 here; use dpm_solver_pp")
-        base = ("base",) if self._in_blocks else ()
-        past = tuple(f"m{n}" for n in range(1, self.order))
-        ages = ("x0" if self.data else "eps", *past)  # m of this evaluation, of the one before, ..
-        inputs = ("x", "prediction", *base, *past)
-        change = ("dx",) if self.data or not base else ()
-        rows = (*self._model_rows(kind), *(f"{name}'" for name in base), *change, "x'")
+        parts = (self.form.part, *(("base1", "base2")[: self.order - 1] if self._in_blocks else ()))
+        ages = (m, *(f"m{n}" for n in range(1, self.order)))  # of this evaluation, of the one before, ..
+        inputs = ("x", "prediction", *parts[1:], *ages[1:])
+        rows = (*self.form.rows(kind), "dx", "x'")
         table = Table(len(grid.times), inputs, rows)
         for i, order in enumerate(self._orders(grid)):
-            self._set_model(table, i, kind, levels_of(grid)[i])
-            self._set_step(table, i, kind, grid, ages[:order])
+            self.form.set_m(table, i, kind, levels_of(grid)[i])
+            self._set_step(table, i, kind, grid, ages[:order], parts)
+        moved = dict(zip((*parts[1:], *ages[1:]), (*parts[:-1], *ages[:-1]), strict=True))
         return Plan(
             solver=solver,
             table=table.data,
@@ -109,58 +93,35 @@ class Family:
             sigmas=torch.tensor(grid.sigmas, dtype=torch.float64),
             inputs=inputs,
             rows=rows,
-            carry={"x": "x'"} | {name: f"{name}'" for name in base} | dict(zip(past, ages, strict=False)),
+            carry={"x": "x'"} | moved,
             prediction=kind,
             order=self.order,
-            threshold=self.threshold,
+            threshold=self.form.threshold,
         )
 
-    def _set_step(self, table: Table, i: int, kind: str, grid: Grid, ages: Sequence[str]) -> None:
-        """The new x, from m of this evaluation and of the ones before."""
+    def _set_step(
+        self, table: Table, i: int, kind: str, grid: Grid, ages: Sequence[str], parts: Sequence[str]
+    ) -> None:
+        """The new x, from m of this evaluation and of the ones before; `parts` stand for their x likewise."""
         levels, lambdas = levels_of(grid), grid.lambdas
         visited, names = range(i, i - len(ages), -1), ages
         if self._in_blocks:  # the base first, which is the oldest of them
             visited, names = visited[::-1], ages[::-1]
-            table.set(i, "base'", {self._part if len(ages) == 1 else "base": 1.0})
         s = visited[0]
-        step = Interval(levels[s], levels[i + 1], self.data, 1.0 if self.sde else 0.0)
-        x = self._state("base" if s < i else self._part, names[0], levels[s])
-        if grid.ascending and self.data and not self._clips and s == i:
-            x = _split(kind, levels[i])
+        step = Interval(levels[s], levels[i + 1], self.form.data, 1.0 if self.sde else 0.0)
+        x = self.form.x(levels[s], parts[i - s], names[0])
+        if grid.ascending and s == i and not self.form.clips:
+            x = _split(kind, levels[i]) if self.form.data else x
         r = [(lambdas[n] - lambdas[s]) / step.h for n in visited[1:]]
         terms = combine((step.x, x), (1, self._integral(step, names, r)), (step.noise, {"z": 1.0}))
-        if "dx" in table.rows and 0.5 < step.x < 2:
+        whole = (
+            "x" if s == i else parts[i - s] if self.form.data else None
+        )  # the tensor that is x at the base
+        if whole is not None and 0.5 < step.x < 2:
             # Rounded to float32, a coefficient near 1 would move x by half a roundoff at every step.
             table.set(i, "dx", combine((1, terms), (-1, x)))
-            terms = {"base" if s < i else "x": 1.0, "dx": 1.0}
+            terms = {whole: 1.0, "dx": 1.0}
         table.set(i, "x'", terms)
-
-    # ---- x and m -----------------------------------------------------------------------------------------
-
-    def _model_rows(self, kind: str) -> tuple[str, ...]:
-        if self.data:
-            return x0_rows(kind)
-        return (*x0_rows(kind), "eps") if self._clips else ("d", "eps")
-
-    def _set_model(self, table: Table, i: int, kind: str, level: Level) -> None:
-        """The rows that end in m. In noise form a clipped x0 gives a new eps = (x - alpha x0)/sigma."""
-        alpha, sigma = level
-        if self.data or self._clips:
-            set_x0(table, i, kind, level, clamp_range(self.clip_sample))
-        else:
-            table.set(i, "d", combine((alpha, conversion(kind, level)[0])))
-        if not self.data:
-            again = {"x": 1 / sigma, "x0": -alpha / sigma}
-            table.set(i, "eps", again if self._clips else conversion(kind, level)[1])
-
-    def _state(self, part: str, m: str, level: Level) -> dict[str, float]:
-        """x at the base.
-
-        In noise form it is alpha x0 + sigma eps: (alpha_t/alpha_s) x and the term of eps are up to 20000 times larger
-        than their sum, and so cancel here, in float64, instead of in the tensors.
-        """
-        alpha, sigma = level
-        return {part: 1.0} if self.data else {part: alpha if self._clips else 1.0, m: sigma}
 
     # ---- order of each evaluation ------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from fastdiff.planners._dpm import Family, Method, SolverType
 from fastdiff.planners._execution import Threshold
+from fastdiff.planners._form import form
 from fastdiff.planners.plan import Plan
 from fastdiff.schedules import Final, Placement, Schedule, Spacing, Steps
 
@@ -69,7 +70,7 @@ def dpm_solver_pp(
         ValueError: another order, unknown names, bad ranges, a prediction that does not determine x0 at alpha = 0.
     """
     options = Family(
-        data=True,
+        form=form(True, clip_sample, threshold),
         order=order,
         solver_type=solver_type,
         method=method,
@@ -77,8 +78,6 @@ def dpm_solver_pp(
         exact_third=exact_third,
         lower_order_final=lower_order_final,
         euler_at_final=euler_at_final,
-        clip_sample=clip_sample,
-        threshold=threshold,
     )
     place = Placement(timestep_spacing, steps_offset, endpoint=False)
     return options.plan("dpm_solver_pp", schedule, steps, prediction, place, final_sigmas_type)
