@@ -91,7 +91,7 @@ RULES = [
         r'#include\s*[<"](pybind11/|core/python\.h)',
         '#include "core/python.h"',
         ("csrc",),
-        (r"csrc/core/python\.h", r"csrc/module\.cpp", r".*_py\.cpp"),
+        (r"csrc/core/(python|exchange)\.h", r"csrc/module\.cpp", r".*_py\.cpp"),
     ),
     Rule(
         "kernels are launched in one way",
@@ -119,7 +119,7 @@ RULES = [
         r"\brefuse\(|\bRefusal\(|STD_TORCH_CHECK",
         'refuse(argument, " must be float32");',
         ("csrc",),
-        (r".*_desk\.cpp", r".*_op\.cpp", r"csrc/core/(view|host|python)\.h"),
+        (r".*_desk\.cpp", r".*_op\.cpp", r"csrc/core/(view|host|python)\.h", r"csrc/core/space\.cpp"),
     ),
     Rule(
         "torch operators are named by their own file",

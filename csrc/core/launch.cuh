@@ -65,6 +65,14 @@ class OnDevice {
   bool changed_ = false;
 };
 
+// Of the current device; `what` names the caller in an error.
+inline int64_t multiprocessors(const char* what) {
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), what);
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), what);
+  return count;
+}
+
 // The number of blocks for `work` items, for the x axis of a grid. Throws std::runtime_error where dim3 would
 // truncate.
 inline unsigned blocks_for(int64_t work, int64_t per_block) {

@@ -11,13 +11,12 @@
 #include <span>
 
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/space.h"
 
 namespace fastdiff::linear_step {
 
 inline constexpr int kMaxInputs = 40;
 inline constexpr int kMaxRows = 6;
-inline constexpr int kMaxDims = 6;  // after merging
 inline constexpr int kMaxColumns = kMaxInputs + kMaxRows + 3;
 
 // What a caller hands to the front desk. Absent tensors have data == nullptr and rank 0: see present().
@@ -32,26 +31,6 @@ struct Arguments {
   std::span<const int64_t> channels;       // empty, or {c0, c1}
   std::span<const int64_t> map_index;      // empty, or [M * K], -1: no map
   std::span<const int> store;              // [M]: -1, or the DType in which row i is stored
-};
-
-// An input or output in the merged iteration space: the order of a sample's elements is that of the first
-// output in memory, and dimensions that all of them walk alike are one. Strides are in elements, innermost
-// dimension first; complex tensors count their interleaved real and imaginary parts as elements.
-struct Operand {
-  void* data = nullptr;
-  // Side by side in one word: 46 operands must fit into the 4 KiB that a kernel takes as arguments.
-  int64_t sample_stride : 56 = 0;
-  DType dtype : 8 = DType::f32;
-  int64_t stride[kMaxDims] = {};
-};
-
-// How something else that varies over the elements follows the same order: with dimensions of its own, so
-// that a mask that is shared by the channels does not cut the operands' long runs into rows.
-struct Walk {
-  int dims = 0;
-  int64_t size[kMaxDims] = {};    // innermost first
-  int64_t stride[kMaxDims] = {};  // in elements
-  int64_t sample_stride = 0;
 };
 
 struct Side {
@@ -100,11 +79,6 @@ struct Params : Settings {
   Side map;  // per-element coefficient factors; data == nullptr: none
   int64_t map_step_stride = 0, map_stride = 0;
   int8_t map_index[kMaxRows * kMaxInputs] = {};  // [M, K]
-};
-
-struct Shape {
-  int rank;
-  int64_t size[kMaxRank];  // [B, *sample]
 };
 
 // Checks everything but the outputs and gives the outputs' shape. Throws Refusal.

@@ -8,6 +8,7 @@
 // per block (dtypes, chain lengths, addresses) costs a few percent of it.
 #include <algorithm>
 
+#include "core/runs.h"
 #include "solver/linear_step/linear_step_math.h"
 
 namespace fastdiff::linear_step {
@@ -70,48 +71,6 @@ Program<T> build(const Params& p, int64_t sample) {
   return program;
 }
 
-// Calls piece(offset, first, run) for each innermost run inside the elements [element, element + count) of a
-// sample: where the run's first element is in a tensor of these sizes and strides, and its place in the
-// block.
-template <class Piece>
-void for_each_run(int dims, const int64_t* size, const int64_t* stride, int64_t element, int count,
-                  const Piece& piece) {
-  int64_t at[kMaxDims], offset = 0;
-  for (int d = 0; d < dims; ++d) {
-    at[d] = d + 1 < dims ? element % size[d] : element;
-    element /= size[d];
-    offset += at[d] * stride[d];
-  }
-  for (int done = 0; done < count;) {
-    const int run = static_cast<int>(std::min<int64_t>(count - done, size[0] - at[0]));
-    piece(offset, done, run);
-    done += run;
-    at[0] += run;
-    offset += run * stride[0];
-    for (int d = 0; d + 1 < dims && at[d] == size[d]; ++d) {  // carry into the next dimension
-      offset += stride[d + 1] - size[d] * stride[d];
-      at[d] = 0;
-      ++at[d + 1];
-    }
-  }
-}
-
-// Converts `count` elements of a strided run. The loop over unit strides is one that compilers vectorise.
-template <class T>
-void load_run(const void* data, DType dtype, int64_t offset, int64_t stride, int count, T* block) {
-  if (stride == 0) {
-    std::fill_n(block, count, load_as<T>(data, dtype, offset));
-  } else if (stride == 1 && dtype == DType::b8) {
-    const uint8_t* x = static_cast<const uint8_t*>(data) + offset;
-    for (int j = 0; j < count; ++j) block[j] = static_cast<T>(x[j] != 0);
-  } else if (stride == 1 && part_of(dtype) == DType::f32) {
-    const float* x = static_cast<const float*>(data) + offset;
-    for (int j = 0; j < count; ++j) block[j] = static_cast<T>(x[j]);
-  } else {
-    for (int j = 0; j < count; ++j) block[j] = load_as<T>(data, dtype, offset + j * stride);
-  }
-}
-
 // sum[e] = (kFirst ? -0 : sum[e]) + c_0 x_0[e] + ... + c_{N-1} x_{N-1}[e]
 template <class T, class S, int N, bool kFirst>
 void chain(T* sum, const void* const* x, const T* c, int count) {
@@ -142,20 +101,6 @@ void chain_of(int terms, T* sum, const void* const* x, const T* c, int count) {
       return chain<T, S, 3, kFirst>(sum, x, c, count);
     default:
       return chain<T, S, 4, kFirst>(sum, x, c, count);
-  }
-}
-
-// Calls body(S{}) with the storage type S that kernels of arithmetic type T read and write directly.
-template <class T, class Body>
-void with_storage(DType dtype, const Body& body) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    body(double{});
-  } else if (dtype == DType::f16) {
-    body(half_t{});
-  } else if (dtype == DType::bf16) {
-    body(bfloat16_t{});
-  } else {
-    body(float{});
   }
 }
 

@@ -10,13 +10,13 @@
 #include <algorithm>
 
 #include "core/launch.cuh"
+#include "core/walk.cuh"
 #include "solver/linear_step/linear_step_math.h"
 
 namespace fastdiff::linear_step {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kQuad = 4;
 constexpr int kQuadInputs = 8;
 constexpr int64_t kBlocksPerProcessor = 8;     // enough to fill it; more would only repeat the prologue
 constexpr int64_t kMaxSamplesPerGrid = 65535;  // gridDim.y
@@ -64,38 +64,11 @@ struct QuadParams : Settings {
     char* data;
     int64_t sample_bytes;
     DType dtype;
+
+    __device__ char* of(int64_t sample) const { return data + sample * sample_bytes; }
   };
   Stream input[kQuadInputs], output[kMaxRows];
 };
-
-__device__ __forceinline__ Quad load_quad(const QuadParams::Stream& from, int64_t sample, int64_t quad) {
-  const char* base = from.data + sample * from.sample_bytes;
-  if (from.dtype == DType::f32) {
-    const float4 v = reinterpret_cast<const float4*>(base)[quad];
-    return {{v.x, v.y, v.z, v.w}};
-  }
-  const uint2 v = reinterpret_cast<const uint2*>(base)[quad];
-  const uint32_t words[kQuad] = {v.x & 0xffffu, v.x >> 16, v.y & 0xffffu, v.y >> 16};
-  Quad x;
-  for (int j = 0; j < kQuad; ++j) {
-    const auto bits = static_cast<uint16_t>(words[j]);
-    x.at[j] = from.dtype == DType::f16 ? widen(half_t{bits}) : widen(bfloat16_t{bits});
-  }
-  return x;
-}
-
-__device__ __forceinline__ void store_quad(const QuadParams::Stream& to, int64_t sample, int64_t quad,
-                                           const Quad& y) {
-  char* base = to.data + sample * to.sample_bytes;
-  if (to.dtype == DType::f32) {
-    reinterpret_cast<float4*>(base)[quad] = make_float4(y.at[0], y.at[1], y.at[2], y.at[3]);
-    return;
-  }
-  uint32_t bits[kQuad];
-  for (int j = 0; j < kQuad; ++j)
-    bits[j] = to.dtype == DType::f16 ? to_half(y.at[j]).bits : to_bfloat16(y.at[j]).bits;
-  reinterpret_cast<uint2*>(base)[quad] = make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
-}
 
 __device__ __forceinline__ void add_quad(Quad& sum, float c, const Quad& x) {
   for (int j = 0; j < kQuad; ++j) sum.at[j] = add_term(sum.at[j], c, x.at[j]);
@@ -126,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) linear_step_quads(const QuadParams p
     Quad x[kInputs];
 #pragma unroll
     for (int k = 0; k < kInputs; ++k)
-      if (is_used[k]) x[k] = load_quad(p.input[k], sample, quad);
+      if (is_used[k]) load_quad(p.input[k].of(sample), p.input[k].dtype, kQuad * quad, x[k].at);
     Quad z{};
     if (uses_noise) {
       const auto block = static_cast<uint64_t>(first_block + quad);
@@ -156,15 +129,13 @@ __global__ void __launch_bounds__(kThreads) linear_step_quads(const QuadParams p
     // Stores come last: an output may be one of the inputs.
 #pragma unroll
     for (int i = 0; i < kMaxRows; ++i)
-      if (i < p.rows && p.output[i].data) store_quad(p.output[i], sample, quad, y[i]);
+      if (i < p.rows && p.output[i].data)
+        store_quad(p.output[i].of(sample), p.output[i].dtype, kQuad * quad, y[i].at);
   }
 }
 
 bool fits_quads(const Operand& operand, int64_t samples) {
-  const int64_t bytes = kQuad * size_of(part_of(operand.dtype));
-  return part_of(operand.dtype) != DType::f64 && operand.stride[0] == 1 &&
-         reinterpret_cast<uintptr_t>(operand.data) % bytes == 0 &&
-         (samples == 1 || operand.sample_stride % kQuad == 0);
+  return has_quads(operand.data, part_of(operand.dtype), 1, operand.stride, samples, operand.sample_stride);
 }
 
 bool fits_quads(const Params& p) {
@@ -184,19 +155,6 @@ QuadParams::Stream stream_of(const Operand& operand) {
 }
 
 // ---- elements -------------------------------------------------------------------------------------
-
-// Where an element of a sample is, in dimensions of these sizes and strides.
-template <class Index>
-__device__ int64_t offset_of(Index element, int dims, const int64_t* size, const int64_t* stride) {
-  int64_t sum = 0;
-#pragma unroll 1
-  for (int d = 0; d < dims - 1; ++d) {
-    const Index extent = static_cast<Index>(size[d]);
-    sum += static_cast<int64_t>(element % extent) * stride[d];
-    element /= extent;
-  }
-  return sum + static_cast<int64_t>(element) * stride[dims - 1];
-}
 
 // One element of a sample. Offsets are taken anew for each operand: this kernel saves registers.
 template <class Index>
@@ -291,19 +249,12 @@ __global__ void __launch_bounds__(kThreads) linear_step_elements(const Params p,
 
 // ---- launches -------------------------------------------------------------------------------------
 
-int64_t multiprocessors() {
-  int device = 0, count = 0;
-  check_cuda(cudaGetDevice(&device), "linear_step");
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "linear_step");
-  return count;
-}
-
 // kernel(params, first_sample) over all samples; `turns`: what one sample's threads have to do, one each.
 template <class KernelParams>
 void launch_samples(void (*kernel)(KernelParams, int64_t), const KernelParams& params, int64_t samples,
                     int64_t turns, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(
-      std::min((turns + kThreads - 1) / kThreads, kBlocksPerProcessor * multiprocessors()));
+      std::min((turns + kThreads - 1) / kThreads, kBlocksPerProcessor * multiprocessors("linear_step")));
   for (int64_t first = 0; first < samples; first += kMaxSamplesPerGrid) {
     const auto rows = static_cast<unsigned>(std::min(samples - first, kMaxSamplesPerGrid));
     launch(kernel, dim3(blocks, rows), dim3(kThreads), 0, stream, params, first);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The front desk of linear_step: checks once for all callers and backends, then lays out the launch.
 #include <algorithm>
-#include <array>
 #include <utility>
 
 #include "core/cache.h"
 #include "core/layout.h"
+#include "core/space.h"
 #include "solver/linear_step/linear_step_math.h"
 
 namespace fastdiff::linear_step {
@@ -278,128 +278,6 @@ void check_outputs(const Arguments& a, const Shape& shape, std::span<const Tenso
   }
 }
 
-// ---- the merged space -----------------------------------------------------------------------------
-
-// The elements of [B, *sample] and how each tensor walks them. Complex tensors get a last dimension of their
-// two parts.
-class Space {
- public:
-  using Strides = std::array<int64_t, kMaxRank + 1>;
-
-  Space(const Shape& shape, bool complex) : rank_(shape.rank) {
-    std::copy_n(shape.size, rank_, size_.begin());
-    if (rank_ == 0) size_[rank_++] = 1;
-    if (complex) size_[rank_++] = 2;
-  }
-
-  // Strides of a tensor whose dimensions skip, skip + 1, ... are the space's first, first + 1, ...; a size of
-  // 1 is broadcast. `parts`: its elements are complex.
-  Strides strides(const TensorView& view, int skip, int first, bool parts) const {
-    Strides stride{};
-    for (int d = skip; d < view.rank; ++d)
-      stride[first + d - skip] = view.sizes[d] == 1 ? 0 : view.strides[d] * (parts ? 2 : 1);
-    if (parts) stride[rank_ - 1] = 1;
-    return stride;
-  }
-
-  Strides row_major(bool restart_per_sample) const {
-    Strides stride{};
-    int64_t next = 1;
-    for (int d = rank_ - 1; d >= 0; --d) {
-      stride[d] = d == 0 && restart_per_sample ? 0 : next;
-      next *= size_[d];
-    }
-    return stride;
-  }
-
-  static Strides channel_number() {
-    Strides stride{};
-    stride[1] = 1;
-    return stride;
-  }
-
-  // Fixes the order of the elements: as the first output has them in memory.
-  void order_by(const Strides& first, bool samples_apart) {
-    samples_apart_ = samples_apart;
-    for (int d = samples_apart ? 1 : 0; d < rank_; ++d)
-      if (size_[d] != 1) order_[ordered_++] = d;
-    std::stable_sort(order_.begin(), order_.begin() + ordered_,
-                     [&](int a, int b) { return first[a] != first[b] ? first[a] < first[b] : a > b; });
-  }
-
-  int64_t samples() const { return samples_apart_ ? size_[0] : 1; }
-  int64_t numel() const {
-    int64_t n = 1;
-    for (int i = 0; i < ordered_; ++i) n *= size_[order_[i]];
-    return n;
-  }
-
-  // Merges dimensions that every walk continues, and writes what is left: sizes innermost first, and each
-  // walk's strides to stride[w]. Returns the number of dimensions, at least 1.
-  int merge(std::span<const Strides> walks, int64_t* size, std::span<int64_t* const> stride) const {
-    int dims = 0;
-    for (int i = 0; i < ordered_; ++i) {
-      const int d = order_[i];
-      bool continues = dims > 0;
-      for (size_t w = 0; continues && w < walks.size(); ++w)
-        continues = walks[w][d] == stride[w][dims - 1] * size[dims - 1];
-      if (continues) {
-        size[dims - 1] *= size_[d];
-        continue;
-      }
-      if (dims == kMaxDims)
-        refuse("the tensors' layouts differ too much: they do not merge to ", kMaxDims, " dimensions");
-      size[dims] = size_[d];
-      for (size_t w = 0; w < walks.size(); ++w) stride[w][dims] = walks[w][d];
-      ++dims;
-    }
-    if (dims == 0) size[dims++] = 1;
-    return dims;
-  }
-
-  Walk walk(const Strides& strides) const {
-    Walk walk;
-    int64_t* const stride[] = {walk.stride};
-    walk.dims = merge({&strides, 1}, walk.size, stride);
-    if (samples_apart_) walk.sample_stride = strides[0];
-    return walk;
-  }
-
- private:
-  int rank_;
-  std::array<int64_t, kMaxRank + 1> size_{};
-  std::array<int, kMaxRank + 1> order_{};  // dimensions of more than one element, innermost first
-  int ordered_ = 0;
-  bool samples_apart_ = false;
-};
-
-// The inputs and outputs of a launch, which share one merged space.
-class Operands {
- public:
-  void add(Operand& operand, const TensorView& view, const Space& space) {
-    operand.data = view.data;
-    operand.dtype = view.dtype;
-    operands_[count_] = &operand;
-    merged_[count_] = operand.stride;
-    strides_[count_++] = space.strides(view, 0, 0, view.dtype == DType::c64);
-  }
-
-  void merge(const Space& space, Params& p) const {
-    p.dims = space.merge({strides_.data(), count_}, p.size, {merged_.data(), count_});
-    if (space.samples() == 1) return;
-    for (size_t w = 0; w < count_; ++w) operands_[w]->sample_stride = strides_[w][0];
-  }
-
-  const Space::Strides& first() const { return strides_[0]; }
-
- private:
-  static constexpr size_t kMost = kMaxInputs + kMaxRows;
-  std::array<Operand*, kMost> operands_;
-  std::array<int64_t*, kMost> merged_;
-  std::array<Space::Strides, kMost> strides_;
-  size_t count_ = 0;
-};
-
 int64_t bytes(const TensorView& view) {
   return view.numel() * size_of(view.dtype);
 }
@@ -438,8 +316,8 @@ Params prepare(const Arguments& a, const Shape& shape, std::span<const TensorVie
   }
 
   // Operands, the first output first: its layout gives the order
-  Space space(shape, p.complex);
-  Operands operands;
+  Space space("linear_step", shape, p.complex);
+  Operands<kMaxInputs + kMaxRows> operands;
   int64_t touched = 0;
   size_t o = 0;
   for (int i = 0; i < p.rows; ++i)
@@ -455,7 +333,7 @@ Params prepare(const Arguments& a, const Shape& shape, std::span<const TensorVie
   space.order_by(operands.first(), p.table.sample_stride || p.gate_table.sample_stride || own_noise);
   p.samples = space.samples();
   p.numel = space.numel();
-  operands.merge(space, p);
+  p.dims = operands.merge(space, p.size);
 
   // What else varies over the elements
   if (a.rng) p.index = space.walk(space.row_major(own_noise));
