@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/layout.h"
+#include "core/team.h"
 #include "core/view.h"
 
 namespace fastdiff {
@@ -43,6 +44,18 @@ class On {
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   void* stream_ = nullptr;
 };
+
+// [size], contiguous.
+Tensor empty_vector(Device device, int64_t size, DType dtype);
+
+// torch's threads.
+Team torch_team();
+
+// Memory for intermediate results from torch's allocator; in stream order on CUDA. Aligned as all its memory
+// is.
+inline Tensor scratch(Device device, int64_t bytes) {
+  return empty_vector(device, bytes, DType::u8);
+}
 
 // range(begin, end) over [0, total), cut at multiples of `tile`; on this thread if total < serial.
 // `range` must not throw: it may run on a worker thread.

@@ -134,6 +134,20 @@ Tensor empty_output(const TensorView& like, int rank, const int64_t* sizes, DTyp
   return Tensor(handle);
 }
 
+Team torch_team() {
+  return {static_cast<int>(torch::stable::get_num_threads()),
+          [](int64_t parts, Team::Part part, const void* body) {
+            torch::stable::parallel_for(0, parts, 1, [part, body](int64_t begin, int64_t end) {
+              for (int64_t n = begin; n < end; ++n) part(body, n);
+            });
+          }};
+}
+
+Tensor empty_vector(Device device, int64_t size, DType dtype) {
+  const int64_t stride = 1;
+  return empty_output({nullptr, dtype, 1, &size, &stride, device}, 1, &size, dtype);
+}
+
 On::On(Device device) {
   if (device.type == DeviceType::cpu) return;
   guard_.emplace(device.index);

@@ -48,11 +48,30 @@ FASTDIFF_HD float mul(float a, float b) {
 FASTDIFF_HD double mul(double a, double b) {
   return a * b;
 }
+FASTDIFF_HD float div(float a, float b) {
+  return a / b;
+}
+FASTDIFF_HD double div(double a, double b) {
+  return a / b;
+}
+FASTDIFF_HD float abs_(float a) {
+  return bits_as<float>(bits_as<uint32_t>(a) & 0x7fffffffu);
+}
+FASTDIFF_HD double abs_(double a) {
+  return bits_as<double>(bits_as<uint64_t>(a) & 0x7fffffffffffffffu);
+}
 FASTDIFF_HD float sqrt_(float a) {
 #if defined(__CUDA_ARCH__)
   return __fsqrt_rn(a);
 #else
   return __builtin_sqrtf(a);
+#endif
+}
+FASTDIFF_HD double sqrt_(double a) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(a);
+#else
+  return __builtin_sqrt(a);
 #endif
 }
 // y, but not below lo (above hi); a NaN in y stays.
@@ -152,6 +171,12 @@ inline __m512 fma_(__m512 a, __m512 b, __m512 c) {
 inline __m512 mul(__m512 a, __m512 b) {
   return _mm512_mul_ps(a, b);
 }
+inline __m512 div(__m512 a, __m512 b) {
+  return _mm512_div_ps(a, b);
+}
+inline __m512 abs_(__m512 a) {
+  return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a);
+}
 inline __m512 sqrt_(__m512 a) {
   return _mm512_sqrt_ps(a);
 }
@@ -169,6 +194,12 @@ inline __m512d fma_(__m512d a, __m512d b, __m512d c) {
 }
 inline __m512d mul(__m512d a, __m512d b) {
   return _mm512_mul_pd(a, b);
+}
+inline __m512d div(__m512d a, __m512d b) {
+  return _mm512_div_pd(a, b);
+}
+inline __m512d abs_(__m512d a) {
+  return _mm512_andnot_pd(_mm512_set1_pd(-0.0), a);
 }
 inline __m512d at_least(__m512d lo, __m512d y) {
   return _mm512_max_pd(lo, y);
@@ -306,6 +337,12 @@ inline __m256 fma_(__m256 a, __m256 b, __m256 c) {
 inline __m256 mul(__m256 a, __m256 b) {
   return _mm256_mul_ps(a, b);
 }
+inline __m256 div(__m256 a, __m256 b) {
+  return _mm256_div_ps(a, b);
+}
+inline __m256 abs_(__m256 a) {
+  return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
+}
 inline __m256 sqrt_(__m256 a) {
   return _mm256_sqrt_ps(a);
 }
@@ -323,6 +360,12 @@ inline __m256d fma_(__m256d a, __m256d b, __m256d c) {
 }
 inline __m256d mul(__m256d a, __m256d b) {
   return _mm256_mul_pd(a, b);
+}
+inline __m256d div(__m256d a, __m256d b) {
+  return _mm256_div_pd(a, b);
+}
+inline __m256d abs_(__m256d a) {
+  return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a);
 }
 inline __m256d at_least(__m256d lo, __m256d y) {
   return _mm256_max_pd(lo, y);

@@ -234,4 +234,31 @@ class DlpackTensor {
   TensorView view_;
 };
 
+// Device memory for intermediate results, which the caller of a torch-free function gives as a uint8 array.
+class Scratch {
+ public:
+  // `op`: begins every refusal: "fastdiff::dynamic_threshold: ". None is enough where `bytes` is 0.
+  Scratch(py::handle array, const std::string& op, int64_t bytes, Device device, uintptr_t stream) {
+    if (bytes == 0) return;
+    if (!array.is_none()) held_.emplace(array, op + "scratch", Access::write, stream);
+    if (!held_ || !fits(held_->view(), bytes, device))
+      throw Refusal(
+          op + "scratch must be " + std::to_string(bytes) + " contiguous uint8 on " + device_text(device) +
+          ", aligned to 8 bytes, got " +
+          (held_ ? std::string(name(held_->view().dtype)) + " " + shape_text(held_->view()) : "none"));
+    data_ = held_->view().data;
+  }
+
+  void* data() const { return data_; }
+
+ private:
+  static bool fits(const TensorView& view, int64_t bytes, Device device) {
+    return view.device == device && view.dtype == DType::u8 && view.rank == 1 && view.strides[0] == 1 &&
+           view.sizes[0] >= bytes && reinterpret_cast<uintptr_t>(view.data) % sizeof(int64_t) == 0;
+  }
+
+  std::optional<DlpackTensor> held_;
+  void* data_ = nullptr;
+};
+
 }  // namespace fastdiff

@@ -74,6 +74,6 @@ def run_simt(op: Op, case: Case) -> tuple[Tensor, ...]:
 
 
 def _poisoned(like: Tensor) -> Tensor:
-    x = torch.empty_like(like)
+    x = torch.empty_like(like, memory_format=torch.contiguous_format)
     x.view(torch.uint8).fill_(0xA5) if x.dim() else x.fill_(float("nan"))
     return x

@@ -28,6 +28,9 @@ from .build import MODULE, Checks, build_module, preload_environment
 ALIGNMENT = 16
 """The widest access of one CUDA thread, in bytes; the copy of a tensor is as misaligned as the tensor."""
 
+WRITTEN = ("out", "scratch")
+"""The arguments whose tensors a call may write."""
+
 _STDERR_TAIL = 6000
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
@@ -57,8 +60,8 @@ class SimtWorker:
         """Call a function of the module and return what it returns.
 
         Arguments may be or contain CPU tensors; the function gets DLPack arrays with the same shapes, strides
-        misalignment and overlaps, each between pages that may not be touched. Those in `out` are written
-        back; memory that none of them covers is read-only. Raises what the function raises (as RuntimeError
+        misalignment and overlaps, each between pages that may not be touched. Those in `out` and `scratch`
+        are written back; memory that none of them covers is read-only. Raises what the function raises (as RuntimeError
         if that is no built-in exception), and SimtCrashError.
         """
         request = _Request(function, args, kwargs, self.seed)
@@ -171,7 +174,7 @@ class _Request:
         self._tensors: list[torch.Tensor] = []
         self._payload = _Pickler(self._tensors).dumps((args, kwargs))
         written: list[torch.Tensor] = []
-        _Pickler(written).dumps(kwargs.get("out"))
+        _Pickler(written).dumps([kwargs.get(name) for name in WRITTEN])
         self._extents = list(_merged([_extent(t) for t in self._tensors]))
         outputs = {self._extent_of(t) for t in written}
         self._writable = [i in outputs for i in range(len(self._extents))]
