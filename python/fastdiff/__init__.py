@@ -8,8 +8,16 @@ into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs 
 from fastdiff import _native, planners, schedules
 from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
-from fastdiff.solver import linear_step
+from fastdiff.solver import dynamic_threshold, linear_step
 
 _native.load()
 
-__all__ = ["__version__", "isa", "linear_step", "planners", "schedules", "use_isa"]
+__all__ = [
+    "__version__",
+    "dynamic_threshold",
+    "isa",
+    "linear_step",
+    "planners",
+    "schedules",
+    "use_isa",
+]

@@ -99,6 +99,12 @@ def test_threshold_compiles() -> None:
     torch._dynamo.reset()
 
 
+def test_threshold_refuses_gradients() -> None:
+    plan, x = thresholded(), sample(2, 3, 4)
+    with pytest.raises(NotImplementedError, match="a threshold has no gradient"):
+        plan.step(0, x, x.clone().requires_grad_())
+
+
 def test_threshold_needs_x0() -> None:
     plan = planners.euler(schedules.flow(), 3)
     with pytest.raises(ValueError, match="a row x0 where there is a threshold"):

@@ -12,7 +12,7 @@ import torch
 
 from fastdiff import _C
 from fastdiff._native import mark_written
-from fastdiff.solver.linear_step import CODE, NOT_STORED, linear_step
+from fastdiff.solver.linear_step import CODE, NOT_STORED
 
 Seed = int | Sequence[int] | torch.Tensor
 
@@ -200,16 +200,20 @@ def new_history(on: Execution, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def thresholded(
     on: Execution, threshold: Threshold, inputs: Sequence[torch.Tensor], step: torch.Tensor
 ) -> torch.Tensor:
-    """x0 [B, *sample] after its threshold, in the arithmetic's dtype (fp32, or fp64)."""
+    """x0 [B, *sample] after its threshold, in the arithmetic's dtype (fp32, or fp64).
+
+    Raises:
+        NotImplementedError: an input requires grad; a quantile has no gradient here.
+    """
     from fastdiff.solver.dynamic_threshold import dynamic_threshold
 
+    if torch.is_grad_enabled() and any([v.requires_grad for v in inputs]):  # noqa: C419
+        raise NotImplementedError("plan: a threshold has no gradient; run the plan under torch.no_grad()")
     assert on.head is not None
-    dtypes = [None] * (on.head.shape[1] - 1) + [on.head.dtype]
-    (x0,) = linear_step(inputs, on.head, step=step, dtypes=dtypes)
-    keep = x0.requires_grad
-    return dynamic_threshold(
-        x0, threshold.ratio, threshold.max_value, min_value=threshold.min_value, out=None if keep else x0
-    )
+    store = [NOT_STORED] * (on.head.shape[1] - 1) + [CODE[on.head.dtype]]
+    # NOTE: not by its wrapper, which torch.compile cannot ask whether a constant requires grad
+    (x0,) = launch(list(inputs), on.head, step, store, None, None, None, None, None, None)
+    return dynamic_threshold(x0, threshold.ratio, threshold.max_value, min_value=threshold.min_value, out=x0)
 
 
 def learned_deviation(
