@@ -8,7 +8,7 @@ into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs 
 from fastdiff import _native, planners, schedules
 from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
-from fastdiff.solver import dynamic_threshold, linear_step
+from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 
 _native.load()
 
@@ -18,6 +18,7 @@ __all__ = [
     "isa",
     "linear_step",
     "planners",
+    "scaled_error_norm",
     "schedules",
     "use_isa",
 ]
