@@ -79,7 +79,10 @@ class Family:
         parts = (self.form.part, *(("base1", "base2")[: self.order - 1] if self._in_blocks else ()))
         ages = (m, *(f"m{n}" for n in range(1, self.order)))  # of this evaluation, of the one before, ..
         inputs = ("x", "prediction", *parts[1:], *ages[1:])
-        rows = (*self.form.rows(kind), "dx", "x'")
+        change = (
+            () if self._in_blocks and not self.form.data else ("dx",)
+        )  # there x at the base is not kept whole
+        rows = (*self.form.rows(kind), *change, "x'")
         table = Table(len(grid.times), inputs, rows)
         for i, order in enumerate(self._orders(grid)):
             self.form.set_m(table, i, kind, levels_of(grid)[i])
@@ -110,17 +113,14 @@ class Family:
         s = visited[0]
         step = Interval(levels[s], levels[i + 1], self.form.data, 1.0 if self.sde else 0.0)
         x = self.form.x(levels[s], parts[i - s], names[0])
-        if grid.ascending and s == i and not self.form.clips:
-            x = _split(kind, levels[i]) if self.form.data else x
+        if grid.ascending and self.form.data and s == i and not self.form.clips:
+            x = _split(kind, levels[i])
         r = [(lambdas[n] - lambdas[s]) / step.h for n in visited[1:]]
         terms = combine((step.x, x), (1, self._integral(step, names, r)), (step.noise, {"z": 1.0}))
-        whole = (
-            "x" if s == i else parts[i - s] if self.form.data else None
-        )  # the tensor that is x at the base
-        if whole is not None and 0.5 < step.x < 2:
+        if "dx" in table.rows and 0.5 < step.x < 2:
             # Rounded to float32, a coefficient near 1 would move x by half a roundoff at every step.
             table.set(i, "dx", combine((1, terms), (-1, x)))
-            terms = {whole: 1.0, "dx": 1.0}
+            terms = {parts[i - s] if self.form.data else "x": 1.0, "dx": 1.0}
         table.set(i, "x'", terms)
 
     # ---- order of each evaluation ------------------------------------------------------------------------
