@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`plan_from` reads a diffusers scheduler's configuration and gives the plan that reproduces it; here for a few of them."""
+"""`plan_from` reads the configuration of a diffusers scheduler and gives the plan that reproduces it."""
 
 import torch
 
