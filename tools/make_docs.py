@@ -4,6 +4,7 @@
     docs/ops.md               whole: every op's schema, docstring, dtypes and cases
     README.md                 the table of capabilities, and the results of the headline case
     docs/performance.md       the files that have not run on a GPU, and the results under bench/results
+    docs/solvers.md           the planners, their measured orders, and the diffusers classes that they reproduce
 
 Run it in a checkout, with fastdiff importable: `python tools/make_docs.py`.
 """
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from fastdiff import planners  # noqa: E402
+from fastdiff.integrations.diffusers import MAPPERS  # noqa: E402
 
 from tests.kit.ops import OPS, Op  # noqa: E402
 
@@ -69,6 +72,10 @@ def documents() -> dict[Path, str]:
         ROOT / "README.md": filled(ROOT / "README.md", {"capabilities": capabilities, "speed": speed}),
         docs / "performance.md": filled(
             docs / "performance.md", {"not yet on hardware": untried, "results": results}
+        ),
+        docs / "solvers.md": filled(
+            docs / "solvers.md",
+            {"planners": planner_table, "measured orders": order_table, "diffusers classes": class_table},
         ),
     }
 
@@ -313,7 +320,8 @@ def result_section(path: Path, data: dict[str, Any]) -> str:
     listed = "\n\nMissed:\n\n" + "\n".join(missed) if missed else ""
     return (
         f"### {where}\n\n`{path.relative_to(ROOT)}`, {data['date'][:10]}, commit {facts['commit']}; {software}.\n\n"
-        + result_table(data["rows"])
+        + result_table([row for row in data["rows"] if not is_solver(row)])
+        + solver_table([row for row in data["rows"] if is_solver(row)])
         + targets
         + listed
         + figure
@@ -328,6 +336,34 @@ def result_table(rows: Sequence[dict[str, Any]]) -> str:
     )
     heads = ["case", "shape", "dtype", "fastdiff", *(f"{name} ×" for name in names), "GB/s", "of `copy_`"]
     return markdown_table(heads, [result_row(row, names) for row in rows])
+
+
+def is_solver(row: dict[str, Any]) -> bool:
+    """One of bench/linear_step_solvers.py."""
+    return str(row["case"]).startswith("step_")
+
+
+def solver_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line per solver, a column per shape and dtype."""
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(("×".join(map(str, row["shape"])), row["dtype"]) for row in rows))
+    solvers = list(dict.fromkeys(row["title"] for row in rows))
+    cells = {(row["title"], "×".join(map(str, row["shape"])), row["dtype"]): solver_cell(row) for row in rows}
+    table = markdown_table(
+        ["solver", *(f"{shape} {dtype}" for shape, dtype in columns)],
+        [[solver, *(cells.get((solver, *column), "–") for column in columns)] for solver in solvers],
+    )
+    intro = (
+        "Every solver's step with guidance: how many times as long as `plan.step` diffusers' blend and "
+        "`scheduler.step` take,\nand the time of `plan.step`."
+    )
+    return f"\n\n{intro}\n\n{table}"
+
+
+def solver_cell(row: dict[str, Any]) -> str:
+    ours, ratio = row["results"]["fastdiff"]["median_s"], row["ratios"].get("diffusers step")
+    return "–" if ours is None or ratio is None else f"{ratio:.1f}× ({time_text(ours)})"
 
 
 def result_row(row: dict[str, Any], names: Sequence[str]) -> list[str]:
@@ -350,6 +386,51 @@ def time_text(seconds: float) -> str:
         (pair for pair in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")) if seconds >= pair[0]), (1e-6, "µs")
     )
     return f"{seconds / unit:.3g} {name}"
+
+
+# ---- docs/solvers.md -------------------------------------------------------------------------------------------
+
+
+def planner_table() -> str:
+    rows = []
+    for name in planners.__all__:
+        planner = getattr(planners, name)
+        if inspect.isfunction(planner):
+            module = inspect.getmodule(planner)
+            first = inspect.cleandoc(planner.__doc__ or "").split("\n\n")[0]
+            rows.append([f"`{name}`", one_line(first), one_line(inspect.cleandoc(module.__doc__ or ""))])
+    return markdown_table(["planner", "what it computes", "source"], rows)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def order_table() -> str:
+    data = json.loads((ROOT / "docs/solvers.json").read_text())
+    rows = [
+        [
+            row["solver"],
+            row["grid"],
+            str(row["theory"] or "–"),
+            *(f"{order:.2f}" for order in row["measured"]),
+        ]
+        for row in data["orders"]
+    ]
+    return markdown_table(["solver", "uniform in", "expected", "Gaussian", "two Gaussians"], rows)
+
+
+def class_table() -> str:
+    """Scheduler classes by the module of fastdiff.integrations.diffusers that maps them."""
+    rows = [
+        [
+            f"`{name}`",
+            f"`{entry.mapper.__module__.rpartition('.')[2]}`",
+            ", ".join(f"`{k}`" for k in entry.keywords) or "–",
+        ]
+        for name, entry in sorted(MAPPERS.items())
+    ]
+    return markdown_table(["class", "mapped in", "further keywords of `plan_from`"], rows)
 
 
 if __name__ == "__main__":

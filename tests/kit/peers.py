@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import math
 import sys
 import types
@@ -109,6 +110,19 @@ def _in_double() -> Iterator[None]:
 
 
 wide_torch, wide_numpy = _WideTorch(torch), _Wide(np)
+
+
+def cosine_dpm_solver() -> Any:
+    """CosineDPMSolverMultistepScheduler, which cannot be imported without torchsde; only its noise needs that."""
+    absent = "torchsde" not in sys.modules and importlib.util.find_spec("torchsde") is None
+    if absent:
+        sys.modules["torchsde"] = types.ModuleType("torchsde")
+    try:
+        module = importlib.import_module("diffusers.schedulers.scheduling_cosine_dpmsolver_multistep")
+    finally:
+        if absent:
+            del sys.modules["torchsde"]
+    return module.CosineDPMSolverMultistepScheduler
 
 
 # ---- one run -------------------------------------------------------------------------------------------------

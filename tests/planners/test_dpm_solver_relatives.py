@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import types
 from typing import Any
 
 import pytest
@@ -15,7 +12,7 @@ from fastdiff.integrations.diffusers import plan_from
 
 from tests.kit import oracles
 from tests.kit.oracles import BIMODAL, GAUSSIAN
-from tests.kit.peers import check_parity
+from tests.kit.peers import check_parity, cosine_dpm_solver
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -27,12 +24,8 @@ SOLVERS = ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"))
 
 @pytest.fixture(scope="module")
 def cosine() -> Any:
-    """CosineDPMSolverMultistepScheduler, without torchsde: its Brownian path is replaced by the test's noise."""
-    name = "diffusers.schedulers.scheduling_cosine_dpmsolver_multistep"
-    with pytest.MonkeyPatch.context() as patch:
-        if "torchsde" not in sys.modules:
-            patch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
-        return importlib.import_module(name).CosineDPMSolverMultistepScheduler
+    """Its Brownian path is replaced by the test's noise."""
+    return cosine_dpm_solver()
 
 
 # ---- EDM -----------------------------------------------------------------------------------------------------
