@@ -147,27 +147,41 @@ def tree(x: np.ndarray) -> Any:
     return x[0]
 
 
-def documented(terms: np.ndarray) -> float:
-    """The sum of csrc/core/reduce.h, of squares that are exact in float32, so that fma and sum agree."""
+def documented(terms: np.ndarray) -> Any:
+    """The sum of csrc/core/reduce.h, of squares that are exact in the arithmetic, so that fma and sum agree."""
     slots = np.zeros(SLOTS)
     for c, begin in enumerate(range(0, len(terms), CHUNK)):
-        chunk = np.zeros(CHUNK, np.float32)
+        chunk = np.zeros(CHUNK, terms.dtype)
         chunk[: len(terms[begin : begin + CHUNK])] = terms[begin : begin + CHUNK]
-        lanes = np.zeros(LANES, np.float32)
+        lanes = np.zeros(LANES, terms.dtype)
         for turn in chunk.reshape(-1, LANES):
             lanes = lanes + turn
         slots[c % SLOTS] += np.float64(tree(lanes))
-    return float(tree(slots))
+    return tree(slots)
 
 
+@pytest.mark.parametrize(("dtype", "length"), [(F32, 12), (F64, 26)], ids=str)
 @pytest.mark.parametrize("n", [1, 5, 128, 129, 1024, 1500, 40_000, 600_001])
-def test_sum_is_the_documented_one(n: int) -> None:
-    """Errors of 12 bits have exact squares; tolerance 1 leaves them as they are."""
-    error = torch.randint(-4095, 4096, (1, n), generator=torch.Generator().manual_seed(n)).float()
-    error *= torch.exp2(torch.randint(-6, 7, (1, n), generator=torch.Generator().manual_seed(n + 1)).float())
-    zero = torch.zeros(1, n)
-    want = np.float32(np.sqrt(documented(error[0].square().numpy()) / n))
-    assert float(scaled_error_norm(zero, error, zero, atol=1.0, rtol=0.0)) == want
+def test_sum_is_the_documented_one(n: int, dtype: torch.dtype, length: int) -> None:
+    """Numbers of 12 or 26 bits have exact squares; a tolerance of 1 leaves them as they are."""
+    g = torch.Generator().manual_seed(n)
+    error = torch.randint(1 - 2**length, 2**length, (2, n), generator=g).to(dtype)
+    error *= torch.exp2(torch.randint(-6, 7, (2, n), generator=g).to(dtype))
+    assert_documented(error)
+
+
+def test_what_a_large_number_swallows_shows_the_order() -> None:
+    """2^64 + 1024 is 2^64: of the chunks of ones, those are lost that meet the large one by themselves."""
+    error = torch.ones(1, 5000, 1, dtype=F64)
+    error[0, 0] = 2.0**27
+    assert_documented(error.expand(1, 5000, CHUNK))
+
+
+def assert_documented(error: Tensor) -> None:
+    zero = torch.zeros_like(error)
+    want = [np.sqrt(documented(terms.numpy()) / len(terms)) for terms in error.square().flatten(1)]
+    got = scaled_error_norm(zero, error, zero, atol=1.0, rtol=0.0)
+    assert_same_bits([got], [torch.tensor(want, dtype=F64).to(error.dtype)])
 
 
 @each_isa
