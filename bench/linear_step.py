@@ -181,7 +181,9 @@ def _cfg_dpmpp_2m(inputs: Inputs) -> list[Contender]:
     """Guidance, epsilon -> x0, DPM-Solver++ 2M, and x0 kept for the next step."""
     plan = planners.dpm_solver_pp(stable_diffusion(), STEPS).guided(SCALE)
     x, uncond, cond, _ = tensors = inputs.normals(4)
-    x0, x_next = reference(tensors, plan.table[MIDDLE], dtypes=(torch.float64, torch.float64))
+    stored = [row in plan.carry.values() for row in plan.rows]
+    dtypes = [torch.float64 if is_stored else None for is_stored in stored]
+    x0, x_next = reference(tensors, plan.table[MIDDLE], dtypes=dtypes)
     numbers = peers.solver_2m_coefficients(plan, MIDDLE)
     return [
         *_expressions(
@@ -199,7 +201,7 @@ def _cfg_dpmpp_2m(inputs: Inputs) -> list[Contender]:
             (uncond, cond),
             inputs.loop_steps,
         ),
-        _launch(plan.table, tensors, (True, True), close_to([x0, x_next], roundoffs=ONE_STEP)),
+        _launch(plan.table, tensors, stored, close_to([x0, x_next], roundoffs=ONE_STEP)),
     ]
 
 

@@ -208,7 +208,8 @@ def _check(plan: Plan, x: Tensor, predictions: Sequence[Tensor], count: int, fac
     zeros = [zero] * len(predictions)
     responses = (float(run_in_float64(plan, zero, zeros, count, lambda i, k=k: float(i == k))) for k in noisy)
     deviation = abs(factor) * math.hypot(*responses)
-    return normal_around(mean, deviation, rounding=NOISE_ROUNDING[x.dtype])
+    stores = math.sqrt(1 + count) * torch.finfo(x.dtype).eps / 2 * float(mean.square().mean().sqrt())
+    return normal_around(mean, deviation, rounding=NOISE_ROUNDING[x.dtype] + (stores / deviation) ** 2)
 
 
 def _roundoffs(dtype: torch.dtype) -> float:
