@@ -71,9 +71,32 @@ Program<T> build(const Params& p, int64_t sample) {
   return program;
 }
 
-// sum[e] = (kFirst ? -0 : sum[e]) + c_0 x_0[e] + ... + c_{N-1} x_{N-1}[e]
-template <class T, class S, int N, bool kFirst>
-void chain(T* sum, const void* const* x, const T* c, int count) {
+// What becomes of a sum: it is the row.
+template <class T>
+struct Keep {
+  T* out;
+
+  void operator()(int e, typename Lanes<T>::V sum) const { Lanes<T>::store(out + e, sum); }
+};
+
+// It is the last term of the next row, which may have one before it: out = c_0 x_0 + c sum.
+template <class T, class S, bool kHasTerm>
+struct PassOn {
+  T* out;
+  const S* x;
+  typename Lanes<T>::V c_0, c;
+
+  void operator()(int e, typename Lanes<T>::V sum) const {
+    using L = Lanes<T>;
+    typename L::V next = splat<typename L::V>(empty_sum<T>());
+    if constexpr (kHasTerm) next = add_term(next, c_0, L::load(x + e));
+    L::store(out + e, add_term(next, c, sum));
+  }
+};
+
+// finish(e, (kFirst ? -0 : sum[e]) + c_0 x_0[e] + ... + c_{N-1} x_{N-1}[e])
+template <class T, class S, int N, bool kFirst, class Finish>
+void chain(const T* sum, const void* const* x, const T* c, int count, const Finish& finish) {
   using L = Lanes<T>;
   typename L::V coefficient[N];
   const S* source[N];
@@ -85,22 +108,22 @@ void chain(T* sum, const void* const* x, const T* c, int count) {
   for (int e = 0; e < count; e += L::width) {
     typename L::V s = kFirst ? splat<typename L::V>(empty_sum<T>()) : L::load(sum + e);
     for (int n = 0; n < N; ++n) s = add_term(s, coefficient[n], L::load(source[n] + e));
-    L::store(sum + e, s);
+    finish(e, s);
   }
 }
 
-template <class T, class S, bool kFirst>
-void chain_of(int terms, T* sum, const void* const* x, const T* c, int count) {
+template <class T, class S, bool kFirst, class Finish>
+void chain_of(int terms, const T* sum, const void* const* x, const T* c, int count, const Finish& finish) {
   static_assert(kChain == 4, "one case per length");
   switch (terms) {
     case 1:
-      return chain<T, S, 1, kFirst>(sum, x, c, count);
+      return chain<T, S, 1, kFirst>(sum, x, c, count, finish);
     case 2:
-      return chain<T, S, 2, kFirst>(sum, x, c, count);
+      return chain<T, S, 2, kFirst>(sum, x, c, count, finish);
     case 3:
-      return chain<T, S, 3, kFirst>(sum, x, c, count);
+      return chain<T, S, 3, kFirst>(sum, x, c, count, finish);
     default:
-      return chain<T, S, 4, kFirst>(sum, x, c, count);
+      return chain<T, S, 4, kFirst>(sum, x, c, count, finish);
   }
 }
 
@@ -119,6 +142,7 @@ class Loop {
     for (int i = 0; i < p.rows; ++i) {
       stream_[i] = p.stream && !is_an_input(p.output[i]);
       in_place_[i] = may_sum_in_place(i);
+      passes_on_[i] = may_pass_on(i);
     }
   }
 
@@ -182,6 +206,20 @@ class Loop {
         return false;
     }
     return true;
+  }
+
+  // Row i is only there for the next one, a difference that is then scaled or added: its last pass forms that
+  // row too, and it is never written.
+  bool may_pass_on(int i) const {
+    if (i + 1 >= p_.rows || p_.output[i].data || program_.bounded[i]) return false;
+    const int begin = program_.terms[i], end = program_.terms[i + 1], next_end = program_.terms[i + 2];
+    if (begin == end || program_.term[end - 1].varying || next_end - end < 1 || next_end - end > 2)
+      return false;
+    for (int t = end; t < program_.terms[p_.rows]; ++t)
+      if ((program_.term[t].source == p_.inputs + i) != (t == next_end - 1)) return false;
+    const Term<T>& last = program_.term[next_end - 1];
+    if (last.varying) return false;
+    return next_end - end == 1 || (!program_.term[end].varying && program_.term[end].source < p_.inputs);
   }
 
   // Elements before the first stored row is aligned for non-temporal stores; 0 if it is, or never can be.
@@ -272,16 +310,19 @@ class Loop {
       source_[p_.inputs + i] = {sum, kArithmetic};
       const int end = program_.terms[i + 1];
       if (program_.terms[i] == end) std::fill_n(sum, count, T(0));
-      for (int t = program_.terms[i]; t < end;)
-        t += add_terms(sum, t, end, t == program_.terms[i], element, count);
+      const bool is_formed = i > 0 && passes_on_[i - 1];  // by the last pass of the row before
+      for (int t = is_formed ? end : program_.terms[i]; t < end;) t += add_terms(i, t, end, element, count);
       if (!program_.bounded[i]) continue;
       const V lo = splat<V>(program_.lo[i]), hi = splat<V>(program_.hi[i]);
       for (int e = 0; e < count; e += L::width) L::store(sum + e, clamp(L::load(sum + e), lo, hi));
     }
   }
 
-  // One pass: as many of the terms t, t + 1, ... as have one storage type, up to kChain. Returns how many.
-  int add_terms(T* sum, int t, int end, bool first, int64_t element, int count) {
+  // One pass of row i: as many of the terms t, t + 1, ... as have one storage type, up to kChain. Returns how
+  // many.
+  int add_terms(int i, int t, int end, int64_t element, int count) {
+    T* sum = sum_[i];
+    const bool first = t == program_.terms[i];
     if (program_.term[t].varying) {
       add_varying(sum, program_.term[t], first, element, count);
       return 1;
@@ -297,9 +338,27 @@ class Loop {
       c[terms] = term.c;
     }
     with_storage<T>(dtype, [&]<class S>(S) {
-      first ? chain_of<T, S, true>(terms, sum, x, c, count) : chain_of<T, S, false>(terms, sum, x, c, count);
+      with_finish(i, t + terms == end, [&](const auto& finish) {
+        first ? chain_of<T, S, true>(terms, sum, x, c, count, finish)
+              : chain_of<T, S, false>(terms, sum, x, c, count, finish);
+      });
     });
     return terms;
+  }
+
+  // Calls body with what becomes of row i's sum.
+  template <class Body>
+  void with_finish(int i, bool is_last_pass, const Body& body) const {
+    if (!is_last_pass || !passes_on_[i]) return body(Keep<T>{sum_[i]});
+    const int begin = program_.terms[i + 1], end = program_.terms[i + 2];
+    T* out = sum_[i + 1];
+    const V c = splat<V>(program_.term[end - 1].c);
+    if (end - begin == 1) return body(PassOn<T, T, false>{out, nullptr, c, c});
+    const Term<T>& term = program_.term[begin];
+    const Source& x = source_[term.source];
+    with_storage<T>(x.dtype, [&]<class S>(S) {
+      body(PassOn<T, S, true>{out, static_cast<const S*>(x.data), splat<V>(term.c), c});
+    });
   }
 
   void add_varying(T* sum, const Term<T>& term, bool first, int64_t element, int count) {
@@ -405,7 +464,7 @@ class Loop {
   const Program<T> program_;
   NoiseKey key_{};
   Source source_[kSources] = {};
-  bool in_place_[kMaxRows] = {}, stream_[kMaxRows] = {};
+  bool in_place_[kMaxRows] = {}, stream_[kMaxRows] = {}, passes_on_[kMaxRows] = {};
   T* sum_[kMaxRows] = {};  // where each row of the current block is formed: rows_ or the output itself
   // Lanes past a block's count compute on whatever is here; their results are never stored.
   alignas(64) T rows_[kMaxRows][kBlock];

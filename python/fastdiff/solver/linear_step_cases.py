@@ -32,6 +32,14 @@ def program(rows: Sequence[Sequence[float]], bounds: Sequence[tuple[float, float
 # CFG, epsilon -> x0, DPM-Solver++ 2M: inputs x, uncond, cond, m1; rows x0 and x'
 SOLVER_STEP: Final = ([1.42, 2.02, -3.04, 0.0, 0.0, 0.0, 0.0], [0.81, 0.0, 0.0, -0.17, 0.52, 0.0, 0.0])
 
+# The same as plans write it: d = x - sigma eps, x0 = d/alpha, dx, x' = x + dx. The CPU forms x0 and x' with d and dx.
+DIFFERENCES: Final = (
+    [1.0, 6.4, -7.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    [0.0, 0.0, 0.0, 0.0, 1.42, 0.0, 0.0, 0.0, 0.0],
+    [-0.12, 0.0, 0.0, -0.17, 0.0, 0.43, 0.0, 0.0, 0.0],
+    [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0],
+)
+
 # K = 2, M = 2; the second row has noise
 NOISY_STEP: Final = ([0.9, -0.3, 0.0, 0.0, 0.0], [0.5, 0.0, 0.7, 0.0, 0.8])
 
@@ -56,6 +64,7 @@ def build_cases(seed: int = 0) -> list[Case]:
     both = {"dtypes": (torch.float32, torch.float32)}
     return [
         *_dtype_cases(four, normal, solver),
+        *_difference_cases(four),
         *_layout_cases(four, normal, solver),
         *_size_cases(four, normal, solver),
         case("stored rows in their own dtypes", four(2, 4, 8, 8), solver, {"dtypes": (torch.bfloat16, torch.float16)}),
@@ -95,6 +104,33 @@ def build_cases(seed: int = 0) -> list[Case]:
         case("forty inputs, four rows", [normal(2, 37) for _ in range(40)],
              program((torch.randn(4, 45, generator=g, dtype=torch.float64) * 0.2).tolist()).index_fill(1, torch.tensor([44]), 0.0),
              {"dtypes": (torch.float32, None, torch.float32, torch.float32)}),
+    ]  # fmt: skip
+
+
+def _difference_cases(four: Any) -> list[Case]:
+    """Rows that are only there for the next one, and others that look like it."""
+    table = program(DIFFERENCES)
+    clamped = program(DIFFERENCES, [(-4.0, 4.0), (-INF, INF), (-0.5, 0.5), (-2.0, 2.0)])
+    twice = table.clone()
+    twice[3, 4] = 0.25  # x' reads d as well
+    noisy = table.clone()
+    noisy[3, 8] = 0.5
+    stored = {"dtypes": (None, torch.float32, None, torch.float32)}
+    mixed = [
+        x.to(dtype)
+        for x, dtype in zip(
+            four(2, 4, 9, 7), (torch.float32, torch.bfloat16, torch.bfloat16, torch.float16), strict=True
+        )
+    ]
+    return [
+        *(case(f"differences {str(dtype)[6:]}", four(2, 4, 9, 7, dtype=dtype), table, {"dtypes": (None, dtype, None, dtype)})
+          for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)),
+        case("differences, mixed dtypes", mixed, table, stored),
+        case("differences, all rows stored", four(2, 4, 9, 7), table, {"dtypes": (torch.float32,) * 4}),
+        case("differences, clamped", four(2, 4, 9, 7), clamped, stored),
+        case("differences, one read twice", four(2, 4, 9, 7), twice, stored),
+        case("differences, noise after", four(2, 4, 9, 7), noisy, {"rng": torch.tensor([3, 4]), **stored}),
+        case("differences, gaps", four(2, 4, 9, 7, like=lambda x: x.repeat_interleave(2, -1)[..., ::2]), table, stored),
     ]  # fmt: skip
 
 
