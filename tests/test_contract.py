@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import gc
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -273,7 +273,17 @@ def test_refuses_to_record_gradients(op: Op) -> None:
             assert_same_bits(op(*args, **kwargs), plain(op, case.name), f"{op} without gradients")
 
 
+@pytest.fixture(scope="module")
+def _only_new_objects() -> Iterator[None]:
+    """What other tests have left is not looked at again and again: with a large heap that takes seconds a time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @each_case
+@pytest.mark.usefixtures("_only_new_objects")
 def test_no_memory_is_lost(op: Op, case: Case) -> None:
     """A tensor that a call keeps alive shows as a growing count."""
 
