@@ -142,7 +142,8 @@ class Loop {
     for (int i = 0; i < p.rows; ++i) {
       stream_[i] = p.stream && !is_an_input(p.output[i]);
       in_place_[i] = may_sum_in_place(i);
-      passes_on_[i] = may_pass_on(i);
+      passes_on_[i] =
+          may_pass_on(i) && !(i > 0 && passes_on_[i - 1]);  // a row so formed has no pass of its own
     }
   }
 

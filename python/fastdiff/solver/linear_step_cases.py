@@ -130,6 +130,10 @@ def _difference_cases(four: Any) -> list[Case]:
         case("differences, clamped", four(2, 4, 9, 7), clamped, stored),
         case("differences, one read twice", four(2, 4, 9, 7), twice, stored),
         case("differences, noise after", four(2, 4, 9, 7), noisy, {"rng": torch.tensor([3, 4]), **stored}),
+        case("differences, one after the other", four(2, 4, 9, 7), table, {"dtypes": (None, None, None, torch.float32)}),
+        case("differences of differences", four(2, 4, 9, 7),
+             program([[1.0, -0.5, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1.5, 0, 0, 0, 0], [0, 0, 0.3, 0, 0, -0.7, 0, 0, 0],
+                      [1.0, 0, 0, 0, 0, 0, 0.9, 0, 0]])),
         case("differences, gaps", four(2, 4, 9, 7, like=lambda x: x.repeat_interleave(2, -1)[..., ::2]), table, stored),
     ]  # fmt: skip
 
