@@ -70,7 +70,8 @@ def test_predictions_and_beta_schedules(cls: type, betas: str, prediction: str) 
 
 
 @pytest.mark.parametrize(
-    ("cls", "spaced"), [(c, s) for c in CLASSES for s in SPACED if (c, s) != (SINGLE, "use_lu_lambdas")]
+    ("cls", "spaced"),
+    [(c, s) for c in (MULTI, SINGLE) for s in SPACED if (c, s) != (SINGLE, "use_lu_lambdas")],
 )
 @pytest.mark.parametrize("betas", BETAS)
 def test_spaced_sigmas(cls: type, spaced: str, betas: str) -> None:
