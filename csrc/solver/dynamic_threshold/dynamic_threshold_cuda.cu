@@ -40,9 +40,11 @@ __device__ __forceinline__ int load_four(const Params& p, const Access& access, 
       return count;
     }
   }
-  for (int j = 0; j < count; ++j)
-    x[j] = load_as<T>(p.x.data, p.x.dtype,
-                      base + offset_of(first + j, p.search.dims, p.search.size, p.search.stride));
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j)
+    if (j < count)
+      x[j] = load_as<T>(p.x.data, p.x.dtype,
+                        base + offset_of(first + j, p.search.dims, p.search.size, p.search.stride));
   return count;
 }
 
@@ -98,7 +100,9 @@ __device__ void tally(const Params& p, const Access& access, int64_t sample, int
   for (int64_t first = kQuad * thread; first < p.numel; first += kQuad * threads) {
     T x[kQuad];
     const int count = load_four(p, access, sample, first, x);
-    for (int j = 0; j < count; ++j) {
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      if (j >= count) break;
       const Key key = key_of(x[j]), head = Search<T>::head(key, digit);
       has_nan |= key > Magnitude<T>::kInfinity;
       if (head == wanted) {
