@@ -51,11 +51,17 @@ Tensor empty_vector(Device device, int64_t size, DType dtype);
 // torch's threads.
 Team torch_team();
 
-// Memory for intermediate results from torch's allocator; in stream order on CUDA. Aligned as all its memory
-// is.
-inline Tensor scratch(Device device, int64_t bytes) {
-  return empty_vector(device, bytes, DType::u8);
-}
+// Memory for intermediate results from torch's allocator, in stream order on CUDA; none for 0 bytes.
+class Scratch {
+ public:
+  Scratch(Device device, int64_t bytes) {
+    if (bytes > 0) memory_ = empty_vector(device, bytes, DType::u8);
+  }
+  void* data() const { return memory_ ? memory_->mutable_data_ptr() : nullptr; }
+
+ private:
+  std::optional<Tensor> memory_;
+};
 
 // range(begin, end) over [0, total), cut at multiples of `tile`; on this thread if total < serial.
 // `range` must not throw: it may run on a worker thread.

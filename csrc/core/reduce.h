@@ -27,6 +27,7 @@ namespace fastdiff::reduce {
 inline constexpr int kLanes = 128;
 inline constexpr int kChunk = 8 * kLanes;
 inline constexpr int kSlots = 256;
+inline constexpr int64_t kStackSums = 512;
 inline constexpr int64_t kOneBlockChunks = 64;  // of a sample that one CUDA block takes on alone
 
 // N tensors of [samples, numel elements in row-major order].
@@ -51,6 +52,13 @@ int64_t scratch_bytes(const Source<N>& source, int sums) {
   const int64_t chunks = chunks_of(source);
   return chunks <= kOneBlockChunks ? 0
                                    : source.samples * chunks * sums * static_cast<int64_t>(sizeof(double));
+}
+
+// Bytes of memory for the same on the CPU; 0 where the stack has room for them.
+template <int N>
+int64_t cpu_scratch_bytes(const Source<N>& source, int sums) {
+  const int64_t all = source.samples * chunks_of(source) * sums;
+  return all <= kStackSums ? 0 : all * static_cast<int64_t>(sizeof(double));
 }
 
 // The slots that have a chunk, rounded up to a power of two: the tree begins there, all others are 0.

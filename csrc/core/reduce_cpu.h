@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 
 #include "core/reduce.h"
 #include "core/runs.h"
@@ -110,22 +109,24 @@ void add_chunks(const double* partial, int64_t chunks, double (&total)[K]) {
   }
 }
 
-// result(sample, sums) for each sample; on any thread.
+// result(sample, sums) for each sample. `scratch`: cpu_scratch_bytes, aligned to 8.
 template <class T, int K, int N, class Terms, class Result>
-void each_sample(const Source<N>& source, const Terms& terms, const Result& result, const Team& team) {
+void each_sample(const Source<N>& source, const Terms& terms, const Result& result, void* scratch,
+                 const Team& team) {
   const int64_t chunks = chunks_of(source), total = source.samples * chunks;
   const Team& used = source.samples * source.numel < kSerialNumel ? kAlone : team;
-  const std::unique_ptr<double[]> partial(new double[static_cast<size_t>(total * K)]);
+  double few[kStackSums];
+  double* const partial = total * K <= kStackSums ? few : static_cast<double*>(scratch);
   // All samples' chunks in one row: it can be cut anywhere.
   const int64_t parts = std::min<int64_t>(total, used.threads == 1 ? 1 : kPartsPerThread * used.threads);
   each_part(used, parts, [&](int64_t part) {
     Chunks<T, N, K, Terms> sums(source, terms);
     for (int64_t n = total * part / parts; n < total * (part + 1) / parts; ++n)
-      sums.sum(n / chunks, n % chunks, partial.get() + n * K);
+      sums.sum(n / chunks, n % chunks, partial + n * K);
   });
   for (int64_t sample = 0; sample < source.samples; ++sample) {
     double sum[K];
-    add_chunks(partial.get() + sample * chunks * K, chunks, sum);
+    add_chunks(partial + sample * chunks * K, chunks, sum);
     result(sample, sum);
   }
 }

@@ -6,7 +6,6 @@
 // over whole registers. Samples are shared out to the threads, or where they are too few, each sample's
 // elements: counts are integers, so that no split changes a result.
 #include <algorithm>
-#include <memory>
 
 #include "core/runs.h"
 #include "solver/dynamic_threshold/dynamic_threshold_math.h"
@@ -19,24 +18,8 @@ constexpr int kGroup = 64;                      // keys that are looked through 
 constexpr int kWays = 4;                        // counters per bin: neighbours are often equal
 constexpr int64_t kStretch = int64_t{1} << 30;  // elements that 32-bit counters can count
 constexpr int64_t kFew = 128;                   // elements; fewer are compared each with each
-constexpr int64_t kSerialNumel = 32 * 1024;     // fewer elements are not worth a second thread
 constexpr int64_t kPartsPerThread = 4;          // evens out what threads get to do
 constexpr uintptr_t kCacheLine = 64;
-
-// What the keys of a part of a sample say about one digit.
-template <class T>
-struct Tally {
-  using Key = typename Magnitude<T>::Key;
-  int64_t count[kBins] = {};  // of the keys that begin with the digits found before, by this digit
-  Key above = ~Key(0);        // the least key beyond all of those
-  bool has_nan = false;
-
-  void add(const Tally& other) {
-    for (int b = 0; b < kBins; ++b) count[b] += other.count[b];
-    above = std::min(above, other.above);
-    has_nan |= other.has_nan;
-  }
-};
 
 // The elements of one sample in the arithmetic type, block by block.
 template <class T>
@@ -154,16 +137,17 @@ void tally_part(const Params& p, int64_t sample, int64_t begin, int64_t end, int
   if (digit > 0) tally.above = looked.above();
 }
 
-// The whole sample's tally, its elements shared out to the team.
+// The whole sample's tally, its elements shared out to the team. parts: one for each thread.
 template <class T>
-Tally<T> tally_sample(const Params& p, int64_t sample, int digit, const Search<T>& search, const Team& team) {
+Tally<T> tally_sample(const Params& p, int64_t sample, int digit, const Search<T>& search, Tally<T>* parts,
+                      const Team& team) {
   Tally<T> whole;
   if (team.threads == 1) {
     tally_part(p, sample, 0, p.numel, digit, search, whole);
     return whole;
   }
-  const std::unique_ptr<Tally<T>[]> parts(new Tally<T>[team.threads]);
   each_part(team, team.threads, [&](int64_t n) {
+    parts[n] = Tally<T>{};
     const int64_t begin = p.numel * n / team.threads, end = p.numel * (n + 1) / team.threads;
     tally_part(p, sample, begin, end, digit, search, parts[n]);
   });
@@ -172,13 +156,13 @@ Tally<T> tally_sample(const Params& p, int64_t sample, int digit, const Search<T
 }
 
 template <class T>
-double search_threshold(const Params& p, int64_t sample, const Team& team) {
+double search_threshold(const Params& p, int64_t sample, Tally<T>* parts, const Team& team) {
   using Key = typename Magnitude<T>::Key;
   const int digits = digits_of<T>(p.x.dtype);
   Search<T> search{0, position(p.ratio, p.numel).below};
   Key above = ~Key(0);
   for (int digit = 0; digit < digits; ++digit) {
-    const Tally<T> tally = tally_sample(p, sample, digit, search, team);
+    const Tally<T> tally = tally_sample(p, sample, digit, search, parts, team);
     if (digit == 0 && tally.has_nan) return threshold<T>(p, 0, 0, true);
     int bin = 0;
     int64_t before = 0;
@@ -284,8 +268,8 @@ class Writer {
 // ---- samples and threads --------------------------------------------------------------------------
 
 template <class T>
-void run_sample(const Params& p, int64_t sample, const Team& team) {
-  const double s = p.numel <= kFew ? search_few<T>(p, sample) : search_threshold<T>(p, sample, team);
+void run_sample(const Params& p, int64_t sample, Tally<T>* parts, const Team& team) {
+  const double s = p.numel <= kFew ? search_few<T>(p, sample) : search_threshold<T>(p, sample, parts, team);
   each_part(team, team.threads, [&](int64_t n) {
     // Cut at cache lines: a line that two threads write goes back and forth between them.
     const auto cut = [&](int64_t part) {
@@ -297,30 +281,31 @@ void run_sample(const Params& p, int64_t sample, const Team& team) {
 }
 
 template <class T>
-void run_samples(const Params& p, const Team& team) {
+void run_samples(const Params& p, void* scratch, const Team& team) {
   const int64_t threads = team.threads;
   const bool splits_evenly = p.samples % threads == 0 || p.samples >= kPartsPerThread * threads;
   if (threads == 1 || p.samples * p.numel < kSerialNumel) {
-    for (int64_t sample = 0; sample < p.samples; ++sample) run_sample<T>(p, sample, kAlone);
+    for (int64_t sample = 0; sample < p.samples; ++sample) run_sample<T>(p, sample, nullptr, kAlone);
   } else if (splits_evenly || p.numel < kSerialNumel) {
     const int64_t parts = std::min(p.samples, kPartsPerThread * threads);
     each_part(team, parts, [&](int64_t n) {
       for (int64_t sample = p.samples * n / parts; sample < p.samples * (n + 1) / parts; ++sample)
-        run_sample<T>(p, sample, kAlone);
+        run_sample<T>(p, sample, nullptr, kAlone);
     });
   } else {
-    for (int64_t sample = 0; sample < p.samples; ++sample) run_sample<T>(p, sample, team);
+    for (int64_t sample = 0; sample < p.samples; ++sample)
+      run_sample<T>(p, sample, static_cast<Tally<T>*>(scratch), team);
   }
 }
 
 }  // namespace
 
 template <>
-void Cpu<kIsa>::run(const Params& params, const Team& team) {
+void Cpu<kIsa>::run(const Params& params, void* scratch, const Team& team) {
   if (params.compute_double) {
-    run_samples<double>(params, team);
+    run_samples<double>(params, scratch, team);
   } else {
-    run_samples<float>(params, team);
+    run_samples<float>(params, scratch, team);
   }
 }
 

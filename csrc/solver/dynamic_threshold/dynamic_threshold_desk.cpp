@@ -78,6 +78,11 @@ int64_t scratch_bytes(const Params& p) {
   return p.samples * static_cast<int64_t>(p.compute_double ? sizeof(Found<double>) : sizeof(Found<float>));
 }
 
+int64_t cpu_scratch_bytes(const Params& p, int threads) {
+  if (threads == 1 || p.numel < kSerialNumel) return 0;
+  return threads * static_cast<int64_t>(p.compute_double ? sizeof(Tally<double>) : sizeof(Tally<float>));
+}
+
 #if !FASTDIFF_HAS_CUDA
 void launch_cuda(const Params&, void*, int, void*) {
   refuse("this build of fastdiff has no CUDA kernels; `fastdiff info` says why");

@@ -70,6 +70,25 @@ struct Search {
   }
 };
 
+// ---- a search on the CPU --------------------------------------------------------------------------
+
+inline constexpr int64_t kSerialNumel = 32 * 1024;  // fewer elements are not worth a second thread
+
+// What the keys of a part of a sample say about one digit.
+template <class T>
+struct Tally {
+  using Key = typename Magnitude<T>::Key;
+  int64_t count[kBins] = {};  // of the keys that begin with the digits found before, by this digit
+  Key above = ~Key(0);        // the least key beyond all of those
+  bool has_nan = false;
+
+  void add(const Tally& other) {
+    for (int b = 0; b < kBins; ++b) count[b] += other.count[b];
+    if (other.above < above) above = other.above;
+    has_nan |= other.has_nan;
+  }
+};
+
 // ---- a search in device memory ----------------------------------------------------------------------
 
 inline constexpr int64_t kOneBlockNumel = 16 * 1024;  // elements of a sample that one block takes on alone

@@ -13,9 +13,13 @@ void run(const Arguments& arguments, const Shape& shape, const TensorView& resul
   if (params.samples * params.numel == 0) return;
   const Device device = arguments.x.device;
   const On on(device);
-  if (device.type != DeviceType::cuda) return isa::run<Cpu>(params, torch_team());
-  const Tensor memory = scratch(device, scratch_bytes(params));
-  launch_cuda(params, view_of(kOp, "scratch", memory).data, device.index, on.stream());
+  if (device.type == DeviceType::cuda) {
+    const Scratch scratch(device, scratch_bytes(params));
+    return launch_cuda(params, scratch.data(), device.index, on.stream());
+  }
+  const Team team = torch_team();
+  const Scratch scratch(device, cpu_scratch_bytes(params, team.threads));
+  isa::run<Cpu>(params, scratch.data(), team);
 }
 
 Tensor functional(Tensor x, double ratio, double max_value, double min_value) {

@@ -30,7 +30,7 @@ void dynamic_threshold(const py::object& x, const py::object& out, double ratio,
 #if !FASTDIFF_SIMT
   if (device.type != DeviceType::cuda) {
     const py::gil_scoped_release release;
-    return isa::run<Cpu>(params, kAlone);
+    return isa::run<Cpu>(params, nullptr, kAlone);  // one thread needs no scratch
   }
 #endif
   const Scratch memory(scratch, kWhere, scratch_bytes(params), device, stream);

@@ -40,13 +40,14 @@ DType check(const Arguments& arguments);
 // Checks the result and lays out the launch. Throws Refusal.
 Params prepare(const Arguments& arguments, DType dtype, const TensorView& result);
 
+// Memory that a launch needs besides, aligned to 8 bytes; its contents do not matter.
+int64_t scratch_bytes(const Params& params);      // launch_cuda, on the device
+int64_t cpu_scratch_bytes(const Params& params);  // Cpu::run
+
 template <Isa>
 struct Cpu {
-  static void run(const Params& params, const Team& team);
+  static void run(const Params& params, void* scratch, const Team& team);
 };
-
-// Device memory that launch_cuda needs besides, aligned to 8 bytes; its contents do not matter.
-int64_t scratch_bytes(const Params& params);
 
 void launch_cuda(const Params& params, void* scratch, int device, void* stream);
 

@@ -7,18 +7,18 @@ namespace fastdiff::scaled_error_norm {
 namespace {
 
 template <class T>
-void run_as(const Params& p, const Team& team) {
-  reduce::each_sample<T, kSums>(p.source, SquaredError<T>(p), Root(p), team);
+void run_as(const Params& p, void* scratch, const Team& team) {
+  reduce::each_sample<T, kSums>(p.source, SquaredError<T>(p), Root(p), scratch, team);
 }
 
 }  // namespace
 
 template <>
-void Cpu<kIsa>::run(const Params& params, const Team& team) {
+void Cpu<kIsa>::run(const Params& params, void* scratch, const Team& team) {
   if (params.compute_double) {
-    run_as<double>(params, team);
+    run_as<double>(params, scratch, team);
   } else {
-    run_as<float>(params, team);
+    run_as<float>(params, scratch, team);
   }
 }
 

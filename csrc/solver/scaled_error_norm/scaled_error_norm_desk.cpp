@@ -85,6 +85,10 @@ int64_t scratch_bytes(const Params& p) {
   return reduce::scratch_bytes(p.source, kSums);
 }
 
+int64_t cpu_scratch_bytes(const Params& p) {
+  return reduce::cpu_scratch_bytes(p.source, kSums);
+}
+
 #if !FASTDIFF_HAS_CUDA
 void launch_cuda(const Params&, void*, int, void*) {
   refuse("this build of fastdiff has no CUDA kernels; `fastdiff info` says why");

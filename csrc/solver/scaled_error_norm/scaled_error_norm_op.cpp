@@ -20,9 +20,12 @@ void run(const Arguments& arguments, DType dtype, const TensorView& result) {
   if (params.source.samples == 0) return;
   const Device device = result.device;
   const On on(device);
-  if (device.type != DeviceType::cuda) return isa::run<Cpu>(params, torch_team());
-  const Tensor memory = scratch(device, scratch_bytes(params));
-  launch_cuda(params, view_of(kOp, "scratch", memory).data, device.index, on.stream());
+  if (device.type == DeviceType::cuda) {
+    const Scratch scratch(device, scratch_bytes(params));
+    return launch_cuda(params, scratch.data(), device.index, on.stream());
+  }
+  const Scratch scratch(device, cpu_scratch_bytes(params));
+  isa::run<Cpu>(params, scratch.data(), torch_team());
 }
 
 Tensor functional(Tensor lower, Tensor higher, Tensor previous, double atol, double rtol) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // scaled_error_norm for any array library, through DLPack. No torch, no allocation: the caller gives the
 // memory.
+#include <vector>
+
 #include "core/python.h"
 #include "solver/scaled_error_norm/scaled_error_norm.h"
 
@@ -34,7 +36,8 @@ void scaled_error_norm(const py::object& lower, const py::object& higher, const 
 #if !FASTDIFF_SIMT
   if (device.type != DeviceType::cuda) {
     const py::gil_scoped_release release;
-    return isa::run<Cpu>(params, kAlone);
+    std::vector<double> memory(static_cast<size_t>(cpu_scratch_bytes(params)) / sizeof(double));
+    return isa::run<Cpu>(params, memory.data(), kAlone);
   }
 #endif
   const Scratch memory(scratch, kWhere, scratch_bytes(params), device, stream);
