@@ -5,9 +5,10 @@ Operators are ``torch.ops.fastdiff.*``, with thin wrappers of the same names her
 into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs it.
 """
 
-from fastdiff import _native, planners, schedules
+from fastdiff import _native, guidance, planners, schedules
 from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
+from fastdiff.guidance import guidance_coefficients, guidance_stats
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 
 _native.load()
@@ -15,6 +16,9 @@ _native.load()
 __all__ = [
     "__version__",
     "dynamic_threshold",
+    "guidance",
+    "guidance_coefficients",
+    "guidance_stats",
     "isa",
     "linear_step",
     "planners",
