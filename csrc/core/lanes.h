@@ -42,6 +42,18 @@ FASTDIFF_HD double fma_(double a, double b, double c) {
   return __builtin_fma(a, b, c);
 #endif
 }
+FASTDIFF_HD float add(float a, float b) {
+  return a + b;
+}
+FASTDIFF_HD double add(double a, double b) {
+  return a + b;
+}
+FASTDIFF_HD float sub(float a, float b) {
+  return a - b;
+}
+FASTDIFF_HD double sub(double a, double b) {
+  return a - b;
+}
 FASTDIFF_HD float mul(float a, float b) {
   return a * b;
 }
@@ -163,10 +175,31 @@ struct FloatOf {
 template <class T>
 struct Lanes;
 
+#if defined(__AVX2__)
+
+// The sum of a register's lanes, halves first.
+inline float total_of(__m256 v) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+inline double total_of(__m256d v) {
+  const __m128d sum = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(sum, _mm_unpackhi_pd(sum, sum)));
+}
+
+#endif
+
 #if defined(__AVX512F__)
 
 inline __m512 fma_(__m512 a, __m512 b, __m512 c) {
   return _mm512_fmadd_ps(a, b, c);
+}
+inline __m512 add(__m512 a, __m512 b) {
+  return _mm512_add_ps(a, b);
+}
+inline __m512 sub(__m512 a, __m512 b) {
+  return _mm512_sub_ps(a, b);
 }
 inline __m512 mul(__m512 a, __m512 b) {
   return _mm512_mul_ps(a, b);
@@ -191,6 +224,12 @@ inline __m512 if_zero(__m512 c, __m512 a, __m512 b) {
 }
 inline __m512d fma_(__m512d a, __m512d b, __m512d c) {
   return _mm512_fmadd_pd(a, b, c);
+}
+inline __m512d add(__m512d a, __m512d b) {
+  return _mm512_add_pd(a, b);
+}
+inline __m512d sub(__m512d a, __m512d b) {
+  return _mm512_sub_pd(a, b);
 }
 inline __m512d mul(__m512d a, __m512d b) {
   return _mm512_mul_pd(a, b);
@@ -273,6 +312,10 @@ struct Lanes<float> {
   static constexpr int width = 16;
   static U iota() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
   static U load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  // Lanes l and l + width/2 are added, then l and l + width/4, ...
+  static float total(V v) {
+    return total_of(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+  }
   static V load(const float* p) { return _mm512_loadu_ps(p); }
   static V load(const half_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -324,6 +367,9 @@ template <>
 struct Lanes<double> {
   using V = __m512d;
   static constexpr int width = 8;
+  static double total(V v) {
+    return total_of(_mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)));
+  }
   static V load(const double* p) { return _mm512_loadu_pd(p); }
   static void store(double* p, V v) { _mm512_storeu_pd(p, v); }
   static void stream(double* p, V v) { _mm512_stream_pd(p, v); }
@@ -333,6 +379,12 @@ struct Lanes<double> {
 
 inline __m256 fma_(__m256 a, __m256 b, __m256 c) {
   return _mm256_fmadd_ps(a, b, c);
+}
+inline __m256 add(__m256 a, __m256 b) {
+  return _mm256_add_ps(a, b);
+}
+inline __m256 sub(__m256 a, __m256 b) {
+  return _mm256_sub_ps(a, b);
 }
 inline __m256 mul(__m256 a, __m256 b) {
   return _mm256_mul_ps(a, b);
@@ -357,6 +409,12 @@ inline __m256 if_zero(__m256 c, __m256 a, __m256 b) {
 }
 inline __m256d fma_(__m256d a, __m256d b, __m256d c) {
   return _mm256_fmadd_pd(a, b, c);
+}
+inline __m256d add(__m256d a, __m256d b) {
+  return _mm256_add_pd(a, b);
+}
+inline __m256d sub(__m256d a, __m256d b) {
+  return _mm256_sub_pd(a, b);
 }
 inline __m256d mul(__m256d a, __m256d b) {
   return _mm256_mul_pd(a, b);
@@ -439,6 +497,7 @@ struct Lanes<float> {
   static constexpr int width = 8;
   static U iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
   static U load_words(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static float total(V v) { return total_of(v); }
   static V load(const float* p) { return _mm256_loadu_ps(p); }
   static V load(const half_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -492,6 +551,7 @@ template <>
 struct Lanes<double> {
   using V = __m256d;
   static constexpr int width = 4;
+  static double total(V v) { return total_of(v); }
   static V load(const double* p) { return _mm256_loadu_pd(p); }
   static void store(double* p, V v) { _mm256_storeu_pd(p, v); }
   static void stream(double* p, V v) { _mm256_stream_pd(p, v); }
@@ -506,6 +566,7 @@ struct Lanes<float> {
   static constexpr int width = 1;
   static U iota() { return 0; }
   static U load_words(const uint32_t* p) { return *p; }
+  static float total(V v) { return v; }
   static V load(const float* p) { return *p; }
   static V load(const half_t* p) { return widen(*p); }
   static V load(const bfloat16_t* p) { return widen(*p); }
@@ -525,6 +586,7 @@ template <>
 struct Lanes<double> {
   using V = double;
   static constexpr int width = 1;
+  static double total(V v) { return v; }
   static V load(const double* p) { return *p; }
   static void store(double* p, V v) { *p = v; }
   static void stream(double* p, V v) { *p = v; }

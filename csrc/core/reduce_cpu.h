@@ -22,39 +22,51 @@ class Chunks {
 
  public:
   Chunks(const Source<N>& source, const Terms& terms) : source_(source), terms_(terms) {
-    for (int n = 0; n < N; ++n)
-      is_direct_[n] = source.dims == 1 && source.x[n].stride[0] == 1 &&
-                      source.x[n].dtype == (sizeof(T) == sizeof(double) ? DType::f64 : DType::f32);
+    are_direct_ = source.dims == 1;
+    for (const Operand& x : source.x)
+      are_direct_ = are_direct_ && x.stride[0] == 1 && x.dtype == source.x[0].dtype &&
+                    (x.dtype == DType::f64) == (sizeof(T) == sizeof(double));
   }
 
-  void sum(int64_t sample, int64_t chunk, double* total) {
+  // The chunk's K sums to total[0], total[stride], ...
+  void sum(int64_t sample, int64_t chunk, double* total, int64_t stride) {
     const int64_t first = chunk * kChunk;
     const int count = static_cast<int>(std::min<int64_t>(kChunk, source_.numel - first));
-    const T* x[N];
-    for (int n = 0; n < N; ++n) x[n] = block(n, sample, first, count);
-    if (count == kChunk) {
-      add_all(x);
+    if (count == kChunk && are_direct_) {
+      with_storage<T>(source_.x[0].dtype, [&]<class S>(S) {
+        const S* x[N];
+        for (int n = 0; n < N; ++n)
+          x[n] = static_cast<const S*>(source_.x[n].data) + sample * source_.x[n].sample_stride + first;
+        add_all(x);
+      });
     } else {
-      add_some(x, count);
+      const T* x[N];
+      for (int n = 0; n < N; ++n) x[n] = block(n, sample, first, count);
+      count == kChunk ? add_all(x) : add_some(x, count);
     }
-    for (int k = 0; k < K; ++k) total[k] = static_cast<double>(tree(lanes_[k]));
+    for (int k = 0; k < K; ++k) total[k * stride] = static_cast<double>(tree(lanes_[k]));
   }
 
  private:
   const T* block(int n, int64_t sample, int64_t first, int count) {
     const Operand& x = source_.x[n];
     const int64_t base = sample * x.sample_stride;
-    if (is_direct_[n]) return static_cast<const T*>(x.data) + base + first;
     for_each_run(source_.dims, source_.size, x.stride, first, count, [&](int64_t offset, int at, int run) {
       load_run(x.data, x.dtype, base + offset, x.stride[0], run, blocks_[n] + at);
     });
     return blocks_[n];
   }
 
-  // As many lanes at a time as registers are left for their sums, so that memory is read nearly in its order.
-  void add_all(const T* const (&x)[N]) {
-    constexpr int kRegisters = K < 8 ? 8 / K : 1;
+  // As many lanes at a time as registers are left for their sums. A lane's elements are far apart, and the
+  // processor does not see that the next chunk follows: it is asked for by hand.
+  template <class S>
+  void add_all(const S* const (&x)[N]) {
+    constexpr int kFree = L::width == 16 ? 20 : 8;  // registers; AVX-512 has 32 and not 16
+    constexpr int kRegisters = K <= kFree / 4 ? 4 : K <= kFree / 2 ? 2 : 1;
     static_assert(kLanes % (kRegisters * L::width) == 0);
+    constexpr int kLine = 64 / sizeof(S);
+    for (int n = 0; n < N; ++n)
+      for (int e = 0; e < kChunk; e += kLine) __builtin_prefetch(x[n] + kChunk + e);
     for (int lane = 0; lane < kLanes; lane += kRegisters * L::width) {
       V sum[kRegisters][K];
       for (auto& own : sum)
@@ -84,29 +96,28 @@ class Chunks {
   }
 
   static T tree(T (&lane)[kLanes]) {
-    for (int half = kLanes / 2; half > 0; half /= 2)
-      for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
-    return lane[0];
+    for (int half = kLanes / 2; half >= L::width; half /= 2)
+#pragma GCC unroll 4
+      for (int l = 0; l < half; l += L::width)
+        L::store(lane + l, add(L::load(lane + l), L::load(lane + l + half)));
+    return L::total(L::load(lane));
   }
 
   const Source<N>& source_;
   const Terms terms_;
-  bool is_direct_[N];
+  bool are_direct_;  // in one storage type, to be read where they lie
   alignas(64) T lanes_[K][kLanes];
   alignas(64) T blocks_[N][kChunk];
 };
 
-// A sample's sums of its chunks' sums, [chunks, K].
-template <int K>
-void add_chunks(const double* partial, int64_t chunks, double (&total)[K]) {
-  double slot[K][kSlots] = {};
-  for (int64_t c = 0; c < chunks; ++c)
-    for (int k = 0; k < K; ++k) slot[k][c % kSlots] += partial[c * K + k];
-  for (int k = 0; k < K; ++k) {
-    for (int half = used_slots(chunks) / 2; half > 0; half /= 2)
-      for (int s = 0; s < half; ++s) slot[k][s] += slot[k][s + half];
-    total[k] = slot[k][0];
-  }
+// A sample's sum of its chunks' sums.
+double add_chunks(const double* partial, int64_t chunks) {
+  double slot[kSlots] = {};
+  for (int64_t first = 0; first < chunks; first += kSlots)
+    for (int64_t s = 0; s < std::min<int64_t>(kSlots, chunks - first); ++s) slot[s] += partial[first + s];
+  for (int half = used_slots(chunks) / 2; half > 0; half /= 2)
+    for (int s = 0; s < half; ++s) slot[s] += slot[s + half];
+  return slot[0];
 }
 
 // result(sample, sums) for each sample. `scratch`: cpu_scratch_bytes, aligned to 8.
@@ -122,11 +133,11 @@ void each_sample(const Source<N>& source, const Terms& terms, const Result& resu
   each_part(used, parts, [&](int64_t part) {
     Chunks<T, N, K, Terms> sums(source, terms);
     for (int64_t n = total * part / parts; n < total * (part + 1) / parts; ++n)
-      sums.sum(n / chunks, n % chunks, partial + n * K);
+      sums.sum(n / chunks, n % chunks, partial + n, total);
   });
   for (int64_t sample = 0; sample < source.samples; ++sample) {
     double sum[K];
-    add_chunks(partial + sample * chunks * K, chunks, sum);
+    for (int k = 0; k < K; ++k) sum[k] = add_chunks(partial + k * total + sample * chunks, chunks);
     result(sample, sum);
   }
 }

@@ -22,14 +22,14 @@ struct Moments {
   FASTDIFF_HD void operator()(const V (&x)[N], V (&sum)[sums_of(N)]) const {
     V f[N];
     f[0] = x[0];
-    f[1] = fma_(splat<V>(T(-1)), x[0], x[1]);
+    f[1] = sub(x[1], x[0]);
     for (int j = 2; j < N; ++j) {
       const T(&m)[kMix] = mix[j - 2];
       f[j] = fma_(splat<V>(m[2]), f[1], fma_(splat<V>(m[1]), f[0], mul(splat<V>(m[0]), x[j])));
     }
     int k = 0;
     for (int j = 0; j < N; ++j) {
-      sum[k] = fma_(splat<V>(T(1)), f[j], sum[k]);
+      sum[k] = add(sum[k], f[j]);
       ++k;
       for (int i = 0; i <= j; ++i, ++k) sum[k] = fma_(f[i], f[j], sum[k]);
     }
