@@ -15,7 +15,7 @@ inline constexpr int kMaxDims = 6;  // after merging
 // dimension first; complex tensors count their interleaved real and imaginary parts as elements.
 struct Operand {
   void* data = nullptr;
-  // Side by side in one word: the 46 operands of linear_step must fit into the 4 KiB of a kernel's arguments.
+  // Side by side in one word: the 48 operands of linear_step must fit into the 4 KiB of a kernel's arguments.
   int64_t sample_stride : 56 = 0;
   DType dtype : 8 = DType::f32;
   int64_t stride[kMaxDims] = {};
@@ -24,10 +24,10 @@ struct Operand {
 // How something else that varies over the elements follows the same order: with dimensions of its own, so
 // that a mask that is shared by the channels does not cut the operands' long runs into rows.
 struct Walk {
-  int dims = 0;
+  int64_t sample_stride : 56 = 0;  // in one word with the next, as in Operand
+  int64_t dims : 8 = 0;
   int64_t size[kMaxDims] = {};    // innermost first
   int64_t stride[kMaxDims] = {};  // in elements
-  int64_t sample_stride = 0;
 };
 
 }  // namespace fastdiff

@@ -37,11 +37,12 @@ enum Parameter : int {
   kThreshold,  // of the cosine; a sample that reaches it takes c from then on
   kAlongPrediction,
   kAlongState,  // the cosine is that of k u + l f_2 and k c + l f_2
-  kFirst,       // apg: eta; magnitude_aware: alpha; norm_balanced: lower; perpendicular: weight of the first
-                // negative; black_scholes: strike
-  kSecond,      // apg: norm threshold; norm_balanced: upper; perpendicular: second; black_scholes: rate
-  kThird,       // black_scholes: sigma
-  kFourth,      // black_scholes: tau
+  kFirst,       // cfg: weight of f_2; apg: eta; magnitude_aware: alpha; norm_balanced: lower; perpendicular:
+           // weight of the first negative; black_scholes: strike
+  kSecond,  // cfg: weight of f_3; apg: norm threshold; norm_balanced: upper; perpendicular: second;
+            // black_scholes: rate
+  kThird,   // black_scholes: sigma
+  kFourth,  // black_scholes: tau
   kParameters
 };
 

@@ -93,10 +93,11 @@ FASTDIFF_HD double exp_(double x) {
 
 // ---- the methods ----------------------------------------------------------------------------------
 
-// guided = base + s v, and v
+// guided = u' + s v + w, or c + s v + w
 struct Blend {
   Combination uncond;  // u'
   Combination change;  // v
+  Combination more;    // w
   double scale;
 };
 
@@ -144,8 +145,7 @@ FASTDIFF_HD void balance(const Moments& m, double lower, double upper, Blend& bl
   const double norm = change * sqrt_(m.dot(1, 1)), gradient = sqrt_(m.dot(2, 2));
   const double ratio = norm == 0 ? 1 : gradient / norm;
   const double wanted = ratio < lower ? lower : ratio > upper ? upper : ratio;
-  // NOTE: into u', which the scale does not touch
-  blend.uncond.of[2] = gradient == 0 ? 1 : wanted / ratio;
+  blend.more.of[2] = gradient == 0 ? 1 : wanted / ratio;
 }
 
 // Armandpour et al. 2023 (Perp-Neg): v = d - sum_j weight_j (f_j - (f_j.d / |d|^2) d)
@@ -173,7 +173,9 @@ struct Sample {
 FASTDIFF_HD Combination guided(Method method, const Sample& x) {
   const Moments& m = x.moments;
   const bool from_cond = x[kFromCond] != 0;
-  Blend blend{feature(0), feature(1), x[kScale]};
+  Blend blend{feature(0), feature(1), {}, x[kScale]};
+  if (method == Method::cfg && x.features > 2) blend.more.of[2] = x[kFirst];
+  if (method == Method::cfg && x.features > 3) blend.more.of[3] = x[kSecond];
   if (method == Method::apg) project(m, x.features, x[kFirst], x[kSecond], blend);
   if (method == Method::zero_star) fit_uncond(m, blend);
   if (method == Method::tangential) drop_tangential(m, blend);
@@ -185,12 +187,8 @@ FASTDIFF_HD Combination guided(Method method, const Sample& x) {
     const double fade = exp_(-x[kFirst] * (sqrt_(m.dot(1, 1)) / sqrt_(m.dot(0, 0))));
     blend.scale = from_cond ? blend.scale * fade : 1 + (blend.scale - 1) * fade;
   }
-  Combination sum = blend.uncond;
-  if (from_cond) {
-    const double gradient = sum.of[2];
-    sum = cond();
-    if (method == Method::norm_balanced) sum.of[2] = gradient;
-  }
+  Combination sum = from_cond ? cond() : blend.uncond;
+  sum.add(1, blend.more);
   sum.add(blend.scale, blend.change);
   return sum;
 }

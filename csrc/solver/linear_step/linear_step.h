@@ -16,7 +16,7 @@
 namespace fastdiff::linear_step {
 
 inline constexpr int kMaxInputs = 40;
-inline constexpr int kMaxRows = 6;
+inline constexpr int kMaxRows = 8;
 inline constexpr int kMaxColumns = kMaxInputs + kMaxRows + 3;
 
 // What a caller hands to the front desk. Absent tensors have data == nullptr and rank 0: see present().

@@ -139,12 +139,14 @@ class Loop {
   Loop(const Params& p, int64_t sample) : p_(p), sample_(sample), program_(build<T>(p, sample)) {
     if (program_.uses_noise) key_ = noise_key(p, program_.step, sample);
     source_[p.inputs + p.rows] = {noise_, kArithmetic};
+    block_ = kBlock;
     for (int i = 0; i < p.rows; ++i) {
       stream_[i] = p.stream && !is_an_input(p.output[i]);
       in_place_[i] = may_sum_in_place(i);
       passes_on_[i] =
           may_pass_on(i) && !(i > 0 && passes_on_[i - 1]);  // a row so formed has no pass of its own
     }
+    if (is_one_pass()) block_ = kUnbroken;
   }
 
   // Elements [begin, end) of the sample: whole registers where an innermost run is long enough, the rest
@@ -198,6 +200,19 @@ class Loop {
     return true;
   }
 
+  // One chain over memory forms all there is: nothing is kept between blocks, and there need not be any.
+  bool is_one_pass() const {
+    const int last = p_.rows - 1;
+    if (program_.uses_noise || program_.uses_gate || !in_place_[last] || program_.bounded[last]) return false;
+    for (int i = 0; i < last; ++i)
+      if (!passes_on_[i] || i + 1 < last) return false;
+    for (int u = 0; u < program_.used_count; ++u) {
+      const Operand& x = p_.input[program_.used[u]];
+      if (x.stride[0] != 1 || !is_direct(x.dtype)) return false;
+    }
+    return last == 0 ? is_one_pass(0) : program_.terms[1] <= kChain;
+  }
+
   // One chain forms the row: each element's inputs are read before its sum is written.
   bool is_one_pass(int i) const {
     if (program_.terms[i + 1] - program_.terms[i] > kChain) return false;
@@ -237,8 +252,8 @@ class Loop {
 
   // `count` elements (whole registers) inside one innermost run.
   void dense_blocks(int64_t element, int64_t count) {
-    for (int64_t end = element + count; element < end; element += kBlock) {
-      const int block = static_cast<int>(std::min<int64_t>(kBlock, end - element));
+    for (int64_t end = element + count; element < end; element += block_) {
+      const int block = static_cast<int>(std::min<int64_t>(block_, end - element));
       for (int u = 0; u < program_.used_count; ++u) {
         const int k = program_.used[u];
         const Operand& x = p_.input[k];
@@ -459,6 +474,7 @@ class Loop {
   }
 
   static constexpr uintptr_t kCacheLine = 64;
+  static constexpr int64_t kUnbroken = int64_t{1} << 30;  // counts are ints
 
   const Params& p_;
   const int64_t sample_;
@@ -466,6 +482,7 @@ class Loop {
   NoiseKey key_{};
   Source source_[kSources] = {};
   bool in_place_[kMaxRows] = {}, stream_[kMaxRows] = {}, passes_on_[kMaxRows] = {};
+  int64_t block_;          // elements that are computed at a time
   T* sum_[kMaxRows] = {};  // where each row of the current block is formed: rows_ or the output itself
   // Lanes past a block's count compute on whatever is here; their results are never stored.
   alignas(64) T rows_[kMaxRows][kBlock];

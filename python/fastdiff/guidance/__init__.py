@@ -1,7 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guidance: the blends of several predictions, and the per-sample reductions that some of them need."""
+"""Guidance: the blends of several predictions, and the per-sample reductions that some of them need.
 
-from fastdiff.guidance.guidance_coefficients import guidance_coefficients
-from fastdiff.guidance.guidance_stats import guidance_stats
+The classes are called on predictions, ``g(cond, uncond, ...) -> guided``, or handed to a plan,
+``plan.run(model, x, guidance=g)``; the operators under them are here too.
+"""
 
-__all__ = ["guidance_coefficients", "guidance_stats"]
+from fastdiff.guidance.guidance_coefficients import call_price, guidance_coefficients
+from fastdiff.guidance.guidance_stats import cosine, guidance_stats
+
+from fastdiff.guiders import (  # isort: skip  (they use the operators above)
+    APG,
+    CFG,
+    TCFG,
+    AdaptiveGuidance,
+    Banded,
+    BlackScholes,
+    CFGPlusPlus,
+    CFGZeroStar,
+    Compose,
+    Guidance,
+    LinearAG,
+    MagnitudeAware,
+    NormBalanced,
+    PerpNeg,
+    Perturbed,
+    PowerCosine,
+    Regional,
+    Regression,
+    RescaledCFG,
+    Rows,
+    fit_linear_ag,
+)
+
+__all__ = [
+    "APG",
+    "CFG",
+    "TCFG",
+    "AdaptiveGuidance",
+    "Banded",
+    "BlackScholes",
+    "CFGPlusPlus",
+    "CFGZeroStar",
+    "Compose",
+    "Guidance",
+    "LinearAG",
+    "MagnitudeAware",
+    "NormBalanced",
+    "PerpNeg",
+    "Perturbed",
+    "PowerCosine",
+    "Regional",
+    "Regression",
+    "RescaledCFG",
+    "Rows",
+    "call_price",
+    "cosine",
+    "fit_linear_ag",
+    "guidance_coefficients",
+    "guidance_stats",
+]

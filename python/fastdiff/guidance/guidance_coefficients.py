@@ -98,7 +98,8 @@ def guidance_coefficients(
     c = u + d, s the scale, and v the update, guided = u' + s v (c + s v with `from_cond`), where u' = u, v = d and:
 
     ===================  ==============================================================================================
-    ``cfg``              nothing else (Ho & Salimans 2022)
+    ``cfg``              guided = u + s d + `first` f_2 + `second` f_3 (Ho & Salimans 2022; f_2 and f_3: perturbed
+                         branches, more prompts)
     ``apg``              v (f_2 if there is one: a momentum) shortened to the norm `second`, if > 0, and its part along
                          c times `first` (eta) (Sadat et al. 2024)
     ``zero_star``        u' = (c.u / (u.u + 1e-8)) u, v = c - u' (Fan et al. 2025)
@@ -206,6 +207,10 @@ def _guided(m: _Moments, method: str, p: dict[str, Tensor]) -> Tensor:
     def times(factor: Tensor, a: Tensor) -> Tensor:
         return factor[:, None] * a
 
+    more = torch.zeros_like(u)
+    if method == "cfg":
+        for weight, j in zip((p["first"], p["second"]), range(2, m.features), strict=False):
+            more = more + weight * m.feature(j)
     if method == "apg":
         v = m.feature(2) if m.features > 2 else d
         limit = p["second"] / m.dot(v, v).sqrt()
@@ -227,8 +232,7 @@ def _guided(m: _Moments, method: str, p: dict[str, Tensor]) -> Tensor:
         factor = torch.where(
             gradient == 0, 1.0, torch.minimum(torch.maximum(ratio, p["first"]), p["second"]) / ratio
         )
-        u = u + times(factor, m.feature(2))
-        c = c + times(factor, m.feature(2))
+        more = times(factor, m.feature(2))
     if method == "perpendicular":
         dd = m.dot(d, d)
         for weight, j in zip((p["first"], p["second"]), range(2, m.features), strict=False):
@@ -237,7 +241,7 @@ def _guided(m: _Moments, method: str, p: dict[str, Tensor]) -> Tensor:
     if method == "magnitude_aware":
         fade = torch.exp(-p["first"] * (m.dot(d, d).sqrt() / m.dot(u, u).sqrt()))
         scale = torch.where(p["from_cond"] != 0, scale * fade, 1 + (scale - 1) * fade)
-    return torch.where(p["from_cond"] != 0, c, u) + times(scale, change)
+    return torch.where(p["from_cond"] != 0, c, u) + times(scale, change) + more
 
 
 def _latched(m: _Moments, p: dict[str, Tensor], latch: Tensor) -> Tensor:
@@ -379,6 +383,7 @@ def cases(seed: int = 0) -> list[Case]:
         case("cfg of a step", "cfg", steps=5),
         case("cfg from c, float64", "cfg", dtype=torch.float64, from_cond=1.0),
         case("cfg, many rows", "cfg", rows=8, rescale=1.0),
+        case("cfg of four, rescaled", "cfg", 4, first=2.8, second=-0.5, rescale=0.7),
         case("apg", "apg", first=0.3, second=1.5),
         case("apg without a limit", "apg", first=0.0),
         case("apg with momentum, from c", "apg", 3, first=-0.5, second=2.0, from_cond=1.0, rescale=0.5),

@@ -12,6 +12,7 @@ import torch
 
 from fastdiff import _C
 from fastdiff._native import mark_written
+from fastdiff.planners._reductions import Adaptive, Reductions
 from fastdiff.solver.linear_step import CODE, NOT_STORED
 
 Seed = int | Sequence[int] | torch.Tensor
@@ -47,6 +48,7 @@ class Wiring:
     """
 
     def __init__(self, inputs: Sequence[str], rows: Sequence[str], carry: Mapping[str, str]) -> None:
+        self.inputs, self.rows = tuple(inputs), tuple(rows)
         feeds = {source: slot for slot, source in carry.items()}
         chains = {row: _chain(row, feeds) for row in rows if row in feeds}
         columns = [*inputs, *chains]
@@ -86,7 +88,8 @@ class Program:
     Attributes:
         table: [S, M, K+M+3]; with a threshold there is one more input, the thresholded x0.
         head: [S, R, K+R+3], the R rows that make x0, if x0 goes through a threshold.
-        gate: [S, M, K+M+1], the noise coefficients where the model gives the noise's deviation.
+        gate: [S, M, K+M+1], the noise coefficients where the model gives the noise's deviation; or the changes that a
+            mask or a range of channels makes.
         deviation: [S, 2], (a, b): that deviation is exp(a + b v).
     """
 
@@ -136,6 +139,8 @@ class Execution:
         wiring: Wiring,
         device: torch.device,
         dtypes: Dtypes,
+        adaptive: Adaptive | None = None,
+        head_adaptive: Adaptive | None = None,
     ) -> None:
         table = program.table
         for dtype in (dtypes.x, dtypes.history, dtypes.seen):
@@ -157,25 +162,49 @@ class Execution:
             self.deviation = None if program.deviation is None else program.deviation.exp().to(device, real)
             self.steps = torch.arange(table.shape[0], device=device).unbind()
             self.times = timesteps.to(device, real if timesteps.is_floating_point() else torch.int64).unbind()
+            self.reductions = self.head_reductions = None
+            if adaptive is not None:
+                self.reductions = Reductions(adaptive, wiring.inputs, wiring.rows, table, device, real)
+            if head_adaptive is not None and program.head is not None:
+                rows = wiring.rows[: program.head.shape[1]]
+                self.head_reductions = Reductions(
+                    head_adaptive, wiring.inputs[:-1], rows, program.head, device, real
+                )
+        self.latched = adaptive is not None and adaptive.latched
+        # A momentum is added up over the run: it has the arithmetic's precision, and a start.
+        self.zeroed = [slot == "momentum" for slot in wiring.history]
+        self.history_dtypes = [
+            real if zero else d for zero, d in zip(self.zeroed, self.history_dtypes, strict=True)
+        ]
+        for row, slot in wiring.stored.items():
+            if slot == "momentum":
+                self.dtypes[row] = real
+                self.store[row] = CODE[real]
 
 
 def launch_into(
     on: Execution,
     inputs: list[torch.Tensor],
+    table: torch.Tensor,
     step: torch.Tensor,
     rng: torch.Tensor | None,
     mask: torch.Tensor | None,
+    channels: tuple[int, int] | None,
     results: list[torch.Tensor],
 ) -> None:
     """One launch over existing tensors.
 
     Four of the six microseconds of a small step would go into the dispatcher. So the kernel is called beside it,
     unless someone watches or replaces operators: then the operator is called, as it is where the kernel declines
-    (subclasses, large CPU tensors, which are worth more than one thread).
+    (subclasses, large CPU tensors, which are worth more than one thread) and for a range of channels.
     """
-    if _is_watched() or not _kernel_into(inputs, on.table, step, on.store, rng, on.gate, mask, results):
+    if (
+        channels is not None
+        or _is_watched()
+        or not _kernel_into(inputs, table, step, on.store, rng, on.gate, mask, results)
+    ):
         _operator_into(
-            inputs, on.table, step, on.store, rng, on.gate, mask, None, None, None, results=results
+            inputs, table, step, on.store, rng, on.gate, mask, channels, None, None, results=results
         )
     mark_written(results)
 
@@ -194,13 +223,23 @@ def _is_watched() -> bool:
 def new_history(on: Execution, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Unset history slots: the first steps have zero coefficients there, which are not read."""
     # NOTE: no method, because torch.compile cannot call one of a constant
-    return tuple([torch.empty_like(x, dtype=dtype) for dtype in on.history_dtypes])
+    slots = [
+        torch.zeros_like(x, dtype=dtype) if zero else torch.empty_like(x, dtype=dtype)
+        for zero, dtype in zip(on.zeroed, on.history_dtypes, strict=True)
+    ]
+    if on.latched:
+        slots.append(x.new_zeros(x.shape[:1], dtype=torch.uint8))
+    return tuple(slots)
 
 
 def thresholded(
-    on: Execution, threshold: Threshold, inputs: Sequence[torch.Tensor], step: torch.Tensor
+    on: Execution,
+    threshold: Threshold,
+    inputs: Sequence[torch.Tensor],
+    head: torch.Tensor | None,
+    step: torch.Tensor,
 ) -> torch.Tensor:
-    """x0 [B, *sample] after its threshold, in the arithmetic's dtype (fp32, or fp64).
+    """x0 [B, *sample] after its threshold, in the arithmetic's dtype (fp32, or fp64). head: the table that makes x0.
 
     Raises:
         NotImplementedError: an input requires grad; a quantile has no gradient here.
@@ -209,22 +248,22 @@ def thresholded(
 
     if torch.is_grad_enabled() and any([v.requires_grad for v in inputs]):  # noqa: C419
         raise NotImplementedError("plan: a threshold has no gradient; run the plan under torch.no_grad()")
-    assert on.head is not None
-    store = [NOT_STORED] * (on.head.shape[1] - 1) + [CODE[on.head.dtype]]
+    assert head is not None
+    store = [NOT_STORED] * (head.shape[-2] - 1) + [CODE[head.dtype]]
     # NOTE: not by its wrapper, which torch.compile cannot ask whether a constant requires grad
-    (x0,) = launch(list(inputs), on.head, step, store, None, None, None, None, None, None)
+    (x0,) = launch(list(inputs), head, step, store, None, None, None, None, None, None)
     return dynamic_threshold(x0, threshold.ratio, threshold.max_value, min_value=threshold.min_value, out=x0)
 
 
 def learned_deviation(
     on: Execution, predictions: Sequence[torch.Tensor], step: torch.Tensor
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The predictions [B, C, *] of a model with 2C output channels, and exp(a + b v) [B, C, *] of the last one."""
+    """The predictions [B, C, *] of a model with 2C channels, and exp(a + b v) [B, C, *] of the conditional one."""
     assert on.deviation is not None
     halves = [p.chunk(2, 1) for p in predictions]
     # NOTE: deviation[step] would wait for the device
     a, b = on.deviation.index_select(0, step.reshape(1)).unbind(1)
-    return [p for p, _ in halves], a * b.pow(halves[-1][1])
+    return [p for p, _ in halves], a * b.pow(halves[min(1, len(halves) - 1)][1])
 
 
 def noise_key(seed: Seed | None, device: torch.device) -> torch.Tensor:

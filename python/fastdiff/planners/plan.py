@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
 
@@ -26,13 +26,18 @@ from fastdiff.planners._execution import (
     program_of,
     thresholded,
 )
+from fastdiff.planners._reductions import Adaptive, numel_of
 from fastdiff.solver.linear_step import MAX_INPUTS, MAX_ROWS, linear_step
+
+if TYPE_CHECKING:
+    from fastdiff.guiders._guidance import Guidance
+    from fastdiff.guiders._recipe import Program, Recipe
 
 Prediction = torch.Tensor | Sequence[torch.Tensor]
 Model = Callable[[torch.Tensor, torch.Tensor], Prediction]
 History = tuple[torch.Tensor, ...]
 
-_PREDICTION_SLOTS = ("prediction", "uncond", "cond")
+_PAIR = ("uncond", "cond")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -67,14 +72,21 @@ class Plan:
         prediction: what the model predicts: epsilon, x0, v or flow.
         order: convergence order in theory (of the deterministic part).
         init_noise_sigma: x to start from is this times standard normal noise. Default: hypot(alphas[0], sigmas[0]).
+        branches: the slots of the predictions, in the order in which the model returns them. Default: "prediction", or
+            "uncond" and "cond".
         threshold: of the row x0.
         learned_variance: (a, b) of each step, float64 [S, 2], for a model that predicts C more channels v: the
             noise coefficient of a row is then multiplied by exp(a + b v), element by element.
+        adaptive: weights of the predictions that the device finds, step by step.
+        gate: float64 [S, M, K+M+3], what is added to the coefficients (zero bounds) where the mask is set and inside
+            the channels.
+        mask: of the gate, as `fastdiff.linear_step` takes it; None: everywhere.
+        channels: (c0, c1) of the gate.
         history_dtype, seen_dtype: dtypes of the history slots and of "seen"; None means that of x.
         history: names of the slots, besides x, that a step receives from the step before.
         noisy: [S], whether a step adds noise; `stochastic`: whether any does.
         steps: S, the number of model evaluations.
-        is_guided: whether the model returns the pair (uncond, cond).
+        is_guided: whether the model returns several predictions.
 
     Raises:
         ValueError: fields that do not fit together, or a coefficient that is not finite.
@@ -91,8 +103,13 @@ class Plan:
     prediction: str
     order: int
     init_noise_sigma: float = math.nan
+    branches: tuple[str, ...] = ()
     threshold: Threshold | None = None
     learned_variance: torch.Tensor | None = None
+    adaptive: Adaptive | None = None
+    gate: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    channels: tuple[int, int] | None = None
     history_dtype: torch.dtype | None = None
     seen_dtype: torch.dtype | None = None
 
@@ -108,14 +125,16 @@ class Plan:
     _executions: dict[tuple[torch.device, torch.dtype], Execution] = field(init=False)
 
     def __post_init__(self) -> None:
-        not_history = ("x", *_PREDICTION_SLOTS, "noise")
+        if not self.branches:
+            self._set("branches", _PAIR if "cond" in self.inputs else ("prediction",))
+        not_history = ("x", *self.branches, "noise")
         self._set("history", tuple(name for name in self.inputs if name not in not_history))
         self._check()
         k, takes_noise = len(self.inputs), self.inputs[-1] == "noise"
         column = self.table[..., k - 1 if takes_noise else k + len(self.rows)]
         self._set("noisy", tuple((column != 0).any(-1).tolist()))
         self._set("stochastic", any(self.noisy))
-        self._set("is_guided", "cond" in self.inputs)
+        self._set("is_guided", len(self.branches) > 1)
         self._set("_takes_noise", takes_noise)
         self._set("_draws", self.stochastic and not takes_noise)
         self._set("steps", self.timesteps.shape[0])
@@ -140,11 +159,15 @@ class Plan:
             and self.table.dtype == torch.float64,
             "alphas and sigmas [S+1]": self.alphas.shape == self.sigmas.shape == (steps + 1,),
             "finite coefficients": bool(self.table[..., :-2].isfinite().all()),
-            "inputs x, prediction(s), then state": self.inputs[0] == "x" and self.inputs[1:2] != (),
+            "inputs x, prediction(s), then state": self.inputs[: 1 + len(self.branches)]
+            == ("x", *self.branches),
             "carry for x and every history slot": set(self.carry) == {"x", *self.history},
             "a row x0 where there is a threshold": self.threshold is None or "x0" in self.rows,
             "learned_variance [S, 2]": self.learned_variance is None
             or self.learned_variance.shape == (steps, 2),
+            "a gate like the table": self.gate is None or self.gate.shape == self.table.shape,
+            "a gate or a learned variance or a threshold": self.gate is None
+            or (self.learned_variance is None and self.threshold is None),
             # A prediction is not a state: guidance splits its slot in two. Carry a row that copies it.
             "carry from rows and state slots, each once": allowed.issuperset(sources)
             and len(set(sources)) == len(sources),
@@ -176,17 +199,20 @@ class Plan:
 
     # ---- plans made from it --------------------------------------------------------------------------------
 
-    def guided(self, scale: SupportsFloat | Sequence[float]) -> Plan:
+    def guided(self, scale: SupportsFloat | Sequence[float] | Guidance) -> Plan:
         """The plan with classifier-free guidance folded in: prediction = (1 - w) uncond + w cond.
 
         Args:
-            scale: w, one for all steps or one per step. At w = 1 uncond is not read, at w = 0 cond is not.
+            scale: w, one for all steps or one per step. At w = 1 uncond is not read, at w = 0 cond is not. Or any
+                guidance of `fastdiff.guidance`: a step then takes the tuple of its `branches`.
 
         Raises:
             ValueError: already guided, or not S scales.
         """
         if self.is_guided:
             raise ValueError(f"plan {self.solver}: it is guided already")
+        if hasattr(scale, "apply"):
+            return scale.apply(self)
         many = isinstance(scale, Sequence)
         scales = tuple(map(float, scale)) if many else (float(scale),) * self.steps  # type: ignore[arg-type]
         if len(scales) != self.steps:
@@ -201,7 +227,7 @@ class Plan:
             pair = torch.stack(((1 - w) * column, w * column), -1)
             inputs = (*self.inputs[:p], "uncond", "cond", *self.inputs[p + 1 :])
             self._derived.clear()  # NOTE: only the latest is kept; a sweep over scales must not collect plans
-            plan = self._replace(table=torch.cat((before, pair, after), -1), inputs=inputs)
+            plan = self._replace(table=torch.cat((before, pair, after), -1), inputs=inputs, branches=_PAIR)
             self._derived[scales] = plan
         return plan
 
@@ -212,14 +238,14 @@ class Plan:
         plan = self._derived.get("noise")
         if plan is None:
             k, z = len(self.inputs), len(self.inputs) + len(self.rows)
-            before, column, after = (
-                self.table[..., :k],
-                self.table[..., z : z + 1],
-                self.table[..., k:].clone(),
-            )
-            after[..., z - k] = 0
-            table = torch.cat((before, column, after), -1)
-            plan = self._replace(table=table, inputs=(*self.inputs, "noise"))
+
+            def moved(table: torch.Tensor) -> torch.Tensor:
+                after = table[..., k:].clone()
+                after[..., z - k] = 0
+                return torch.cat((table[..., :k], table[..., z : z + 1], after), -1)
+
+            gate = None if self.gate is None else moved(self.gate)
+            plan = self._replace(table=moved(self.table), gate=gate, inputs=(*self.inputs, "noise"))
             self._derived["noise"] = plan
         return plan
 
@@ -236,17 +262,24 @@ class Plan:
         plan = self._derived.get(("seen", dtype))
         if plan is None:
             k, m = len(self.inputs), len(self.rows)
-            table = torch.zeros(self.steps, m + 1, k + m + 5, dtype=torch.float64)
             kept = [
                 *range(k),
                 *range(k + 1, k + 1 + m),
                 *range(k + m + 2, k + m + 5),
             ]  # all but seen and seen'
-            table[:, :m, kept] = self.table
+
+            def widened(narrow: torch.Tensor) -> torch.Tensor:
+                wide = torch.zeros(self.steps, m + 1, k + m + 5, dtype=torch.float64)
+                wide[:, :m, kept] = narrow
+                return wide
+
+            table = widened(self.table)
             table[:, m, kept[[*self.inputs, *self.rows].index(self.carry["x"])]] = 1
             table[:, m, -2], table[:, m, -1] = -math.inf, math.inf
             plan = self._replace(
                 table=table,
+                gate=None if self.gate is None else widened(self.gate),
+                adaptive=None if self.adaptive is None else self.adaptive.with_row(),
                 inputs=(*self.inputs, "seen"),
                 rows=(*self.rows, "seen'"),
                 carry={**self.carry, "seen": "seen'"},
@@ -264,13 +297,16 @@ class Plan:
         x: torch.Tensor,
         *,
         guidance_scale: SupportsFloat | Sequence[float] | None = None,
+        guidance: Guidance | None = None,
         seed: Seed | None = None,
         noise: Sequence[torch.Tensor] | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         """Sample: S evaluations of the model, S launches.
 
-        Works on copies made before the first step, allocates nothing after it and never waits for the device.
+        Works on copies made before the first step, allocates nothing after it and never waits for the device. (A
+        guidance with reductions has two launches more per step, and two small tensors; one that skips evaluations by
+        what it sees has to wait for it.)
         The tensor that the model receives is overwritten by the next step. Where the model's prediction
         requires grad, steps are functional instead and the result is differentiable.
 
@@ -278,10 +314,12 @@ class Plan:
         itself is most of the error of a half-precision run, nine tenths of it for 50 steps in bf16.
 
         Args:
-            model: model(x, t) -> prediction, or the pair (uncond, cond) when there is guidance. t is a scalar
-                tensor on x's device, int64 or floating as `timesteps` is.
+            model: model(x, t) -> prediction, or the pair (uncond, cond) when there is guidance, or the tuple of a
+                guidance's `branches`. t is a scalar tensor on x's device, int64 or floating as `timesteps` is. With a
+                guidance also `fastdiff.guidance.Rows`, which leaves out what a step does not need.
             x: [B, *sample], fp32, fp16, bf16, fp64 or complex64, at level (alphas[0], sigmas[0]). Kept.
             guidance_scale: w of `guided`.
+            guidance: of `fastdiff.guidance`, instead.
             seed: of the generated noise; one per sample makes a sample independent of its batch. Or a tensor
                 (seed, offset), int64 [2] or [B, 2], on x's device. Default: drawn from torch's CPU generator.
             noise: the noise itself, standard normal, one tensor like x per step that adds noise (`noisy`).
@@ -295,7 +333,10 @@ class Plan:
                 and seed both given.
             TypeError: unsupported dtype, malformed seed.
         """
+        if guidance_scale is not None and guidance is not None:
+            raise ValueError("guidance, guidance_scale: pass one or the other")
         plan = self if guidance_scale is None else self.guided(guidance_scale)
+        plan = plan if guidance is None else plan.guided(guidance)
         noises = plan._noise_of_steps(noise, seed)
         state_dtype = state_dtype or (torch.float32 if x.dtype in _HALF else x.dtype)
         copied = state_dtype != x.dtype
@@ -307,10 +348,11 @@ class Plan:
         state = x.to(state_dtype, copy=True)
         seen = x if copied else state
         history = new_history(on, state)
+        source = None if guidance is None else guidance.source(plan, model)
         for i, t in enumerate(on.times):
-            prediction = model(seen, t)
+            prediction = model(seen, t) if source is None else source(i, seen, t, history)
             state, history = plan.step(i, state, prediction, history, seed=key, noise=noises[i], inplace=True)
-            seen = history[-1] if copied else state
+            seen = history[len(plan.history) - 1] if copied else state
         return seen
 
     def step(
@@ -330,8 +372,8 @@ class Plan:
             i: index of the step. An int64 scalar tensor on x's device makes one compiled graph, or one CUDA
                 graph, serve all steps.
             x: [B, *sample].
-            prediction: the model's output at (x, timesteps[i]), or the pair (uncond, cond) if the plan is
-                guided; any floating dtype.
+            prediction: the model's output at (x, timesteps[i]), or the tuple of `branches` if the plan is guided; any
+                floating dtype.
             history: what the step before returned; None at the first step.
             seed: as for `run`; a tensor costs nothing per step.
             noise: the noise itself; only where the step adds noise.
@@ -350,34 +392,80 @@ class Plan:
         on = plan._on(x.device, x.dtype)
         predictions = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
         history = new_history(on, x) if history is None else history
-        if len(predictions) != 1 + plan.is_guided or len(history) != len(plan.history):
+        given = plan.adaptive is not None and plan.adaptive.given
+        if len(predictions) != len(plan.branches) + given or len(history) != len(plan.history) + on.latched:
             raise ValueError(
                 f"plan {self.solver}: expected tensors for {plan.inputs}, "
                 f"got {len(predictions)} predictions and {len(history)} history slots"
             )
         step = i if isinstance(i, torch.Tensor) else on.steps[plan._index(i)]
-        mask = None
+        stats = predictions[-1] if given else None
+        mask, predictions = plan.mask, predictions[: len(plan.branches)]
         if plan.learned_variance is not None:
             predictions, mask = learned_deviation(on, predictions, step)
-        inputs = [x, *predictions, *history]
+        inputs = [x, *predictions, *history[: len(plan.history)]]
         if plan._takes_noise:
             inputs.append(x if noise is None else noise)
         key = plan._key(i, seed, x.device) if plan._draws else None
+        latch = history[-1] if on.latched else None
+        table, head, latch = plan._tables(on, i, step, inputs, stats, latch)
         if plan.threshold is not None:
-            inputs.append(thresholded(on, plan.threshold, inputs, step))
+            inputs.append(thresholded(on, plan.threshold, inputs, head, step))
 
         if torch.is_grad_enabled() and any([v.requires_grad for v in inputs]):  # noqa: C419  (a generator costs 0.3 us)
-            options = {"rng": key, "gate_table": on.gate, "mask": mask}
-            stored = list(linear_step(inputs, on.table, step=step, dtypes=on.dtypes, **options))
+            options = {"rng": key, "gate_table": on.gate, "mask": mask, "channels": plan.channels}
+            stored = list(linear_step(inputs, table, step=step, dtypes=on.dtypes, **options))
         elif inplace:
             stored = [inputs[k] for k in on.wiring.overwritten]
-            launch_into(on, inputs, step, key, mask, stored)
+            launch_into(on, inputs, table, step, key, mask, plan.channels, stored)
         else:
-            stored = launch(inputs, on.table, step, on.store, key, on.gate, mask, None, None, None)
+            stored = launch(inputs, table, step, on.store, key, on.gate, mask, plan.channels, None, None)
         columns = [*inputs, *stored]
-        return columns[on.wiring.next_x], tuple([columns[k] for k in on.wiring.next_history])
+        slots = [columns[k] for k in on.wiring.next_history]
+        return columns[on.wiring.next_x], tuple(slots if latch is None else [*slots, latch])
 
     # ---- inside --------------------------------------------------------------------------------------------
+
+    def with_program(self, program: Program, recipe: Recipe) -> Plan:
+        """The plan with its prediction expanded into a guidance's branches."""
+        adaptive = program.adaptive
+        if len(program.rows) > MAX_ROWS or len(program.inputs) > MAX_INPUTS:
+            raise ValueError(
+                f"plan {self.solver}: with this guidance a step has {len(program.inputs)} inputs and "
+                f"{len(program.rows)} rows; at most {MAX_INPUTS} and {MAX_ROWS} can be run"
+            )
+        return self._replace(
+            table=program.table,
+            inputs=program.inputs,
+            rows=program.rows,
+            branches=recipe.branches,
+            carry={**self.carry, **recipe.carry},
+            adaptive=adaptive,
+            gate=program.gate,
+            mask=None if recipe.region is None else recipe.region.mask,
+            channels=recipe.channels,
+        )
+
+    def _tables(
+        self,
+        on: Execution,
+        i: int | torch.Tensor,
+        step: torch.Tensor,
+        inputs: Sequence[torch.Tensor],
+        stats: torch.Tensor | None,
+        latch: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The table of this step, that of its x0 before a threshold, and the latch after it."""
+        on_device = on.reductions
+        if on_device is None or (isinstance(i, int) and not on_device.is_active[i]):
+            return on.table, on.head, latch
+        stats = on_device.stats(inputs) if stats is None else stats
+        numel = numel_of(inputs[0])
+        head, before = on.head, latch
+        if on.head_reductions is not None:
+            head, _ = on.head_reductions.coefficients(stats, numel, step, before)
+        table, latch = on_device.coefficients(stats, numel, step, before)
+        return table, head, latch
 
     def _replace(self, **changes: Any) -> Plan:
         return dataclasses.replace(self, **changes)
@@ -392,7 +480,12 @@ class Plan:
             noise = k - 1 if self._takes_noise else k + len(self.rows)
             x0 = None if self.threshold is None else self.rows.index("x0")
             program = program_of(self.table, k, x0, noise, self.learned_variance)
-            ready = Execution(program, self.timesteps, self._wiring, device, dtypes)
+            if self.gate is not None:
+                program = dataclasses.replace(program, gate=self.gate[..., :-2])
+            adaptive, head = self.adaptive, None
+            if adaptive is not None and x0 is not None:
+                adaptive, head = adaptive.without_row(x0), adaptive.of_rows(x0 + 1)
+            ready = Execution(program, self.timesteps, self._wiring, device, dtypes, adaptive, head)
             self._executions[device, dtype] = ready
         return ready
 

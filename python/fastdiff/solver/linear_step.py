@@ -25,7 +25,7 @@ CODE: Final[dict[torch.dtype, int]] = {
 DTYPE: Final = {code: dtype for dtype, code in CODE.items()}
 NOT_STORED: Final = -1
 MAX_INPUTS: Final = 40
-MAX_ROWS: Final = 6
+MAX_ROWS: Final = 8
 
 _ARGUMENTS: Final = (
     "Tensor[] inputs, Tensor table, Tensor? step, int[] store, Tensor? rng=None, Tensor? gate_table=None, "
@@ -103,7 +103,7 @@ def linear_step(
         inputs: K tensors ``[B, *sample]``, 1 <= K <= 40, of float32, float16, bfloat16 or float64 in any mix, or all
             complex64. The first dimension may be 1: the tensor is shared by all samples. Any strides that merge to
             at most 6 dimensions: any one dense layout does.
-        table: the coefficients C, float32 or float64, ``[M, K + M + 3]`` with 1 <= M <= 6, or ``[B, M, K + M + 3]``
+        table: the coefficients C, float32 or float64, ``[M, K + M + 3]`` with 1 <= M <= 8, or ``[B, M, K + M + 3]``
             per sample. With ``step``: ``[S, M, K + M + 3]`` or ``[S, B, M, K + M + 3]``. The last three columns are
             the noise coefficient and the bounds (-inf, inf: none). For complex inputs the bounds act on each part.
         step: int64 tensor of one element on the inputs' device: which step of the table. Being data, it neither

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every guidance is: a recipe that applies to predictions at once, or to a whole plan."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.guiders._recipe import COND, DIFFERENCE, UNCOND, Course, Program, Recipe, expand
+from fastdiff.planners._reductions import Adaptive, Reductions, numel_of
+from fastdiff.planners.plan import Plan
+from fastdiff.solver.linear_step import linear_step
+
+Predictions = tuple[Tensor, ...]
+# (step, x, t, history) -> predictions
+Source = Callable[[int, Tensor, Tensor, Predictions], Any]
+
+_ALONE = torch.tensor([[[1.0, 0.0, 0.0, -math.inf, math.inf]]], dtype=torch.float64)  # guided = prediction
+
+
+class Guidance(ABC):
+    """A way to make one prediction of several.
+
+    A guidance is called on predictions, ``g(cond, uncond, ...) -> guided``, or handed to a plan,
+    ``plan.run(model, x, guidance=g)``: the blend is then part of the solver's launch. One without reductions costs no
+    launch of its own, one with reductions two.
+
+    Attributes:
+        branches: names of the predictions, in the order in which a model returns them: uncond first.
+    """
+
+    branches: tuple[str, ...] = (UNCOND, COND)
+
+    def __init__(self) -> None:
+        self._calls: dict[Any, Call] = {}
+        self._state: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def recipe(self, course: Course) -> Recipe:
+        """The guidance of a run, step by step."""
+
+    def __call__(
+        self,
+        cond: Tensor,
+        uncond: Tensor,
+        *others: Tensor,
+        step: int | None = None,
+        steps: int = 1,
+        t: float | None = None,
+    ) -> Tensor:
+        """The guided prediction.
+
+        Args:
+            cond: c ``[B, *sample]``, float32, float16, bfloat16 or float64.
+            uncond: u, the same shape.
+            *others: the rest of `branches`.
+            step, steps: where in a run of how many steps, for what depends on it. Step 0 forgets what was kept of
+                earlier calls (momentum, latch), as `reset` does.
+            t: the timestep, for what depends on it.
+
+        Returns:
+            ``[B, *sample]``, dtype and layout of cond. Differentiable where there are no reductions.
+
+        Raises:
+            ValueError: a wrong number of predictions, or a step that is not one of `steps`.
+            RuntimeError: dtypes, shapes or devices that do not fit.
+        """
+        if len(others) + 2 != len(self.branches):
+            raise ValueError(
+                f"{type(self).__name__}: expected {len(self.branches)} predictions "
+                f"({', '.join((COND, UNCOND, *self.branches[2:]))}), got {len(others) + 2}"
+            )
+        if step is not None and not 0 <= step < steps:
+            raise ValueError(f"{type(self).__name__}: step {step} is outside 0 ... {steps - 1}")
+        if step == 0:
+            self.reset()
+        call = self._call(steps, t, cond.device, _real(cond, uncond))
+        rest = dict(zip(self.branches[2:], others, strict=True))
+        guided: Tensor = call(step or 0, {UNCOND: uncond, COND: cond, **rest}, self._state)
+        return guided
+
+    def reset(self) -> None:
+        """Forget what was kept of earlier calls. A run of a plan keeps its own and needs no reset."""
+        self._state.clear()
+
+    def apply(self, plan: Plan) -> Plan:
+        """The plan with this guidance in its tables; its step takes the tuple of `branches` as prediction.
+
+        Raises:
+            ValueError: the plan is guided already, or too long with the rows that the guidance adds.
+        """
+        return expanded(self.recipe(course_of(plan)), plan)
+
+    def source(self, plan: Plan, model: Any) -> Source:
+        """What gives a run its predictions: the model, as often as the guidance needs it."""
+        from fastdiff.guiders._rows import Rows, rows_source
+
+        if isinstance(model, Rows):
+            return rows_source(plan, model)
+        return lambda _i, x, t, _history: model(x, t)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _call(self, steps: int, t: float | None, device: torch.device, dtype: torch.dtype) -> Call:
+        key = (steps, t, device, dtype)
+        call = self._calls.get(key)
+        if call is None:
+            if len(self._calls) > 64:  # t is a number: an endless loop must not collect calls
+                self._calls.clear()
+            course = Course(steps, None if t is None else (t,) * steps)
+            recipe = self.recipe(course)
+            table = _ALONE.expand(steps, -1, -1)
+            program = expand(recipe, ("prediction",), ("guided",), table)
+            call = self._calls[key] = Call(recipe, program, device, dtype)
+        return call
+
+
+def _real(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def expanded(recipe: Recipe, plan: Plan) -> Plan:
+    """The plan with a recipe in its tables."""
+    return plan.with_program(expand(recipe, plan.inputs, plan.rows, plan.table), recipe)
+
+
+def course_of(plan: Plan) -> Course:
+    """What a guidance may ask about this plan."""
+    return Course(
+        plan.steps,
+        tuple(float(t) for t in plan.timesteps),
+        tuple(plan.alphas.tolist()),
+        tuple(plan.sigmas.tolist()),
+        plan.prediction,
+    )
+
+
+class Call:
+    """A recipe made ready to be called on predictions: device tensors, one program per step."""
+
+    def __init__(self, recipe: Recipe, program: Program, device: torch.device, dtype: torch.dtype) -> None:
+        # NOTE: no inference tensors, whatever mode the first call is in: autograd may save them later
+        with torch.inference_mode(False):
+            self.tables = program.table.to(device, dtype).unbind()
+            gate = None if program.gate is None else program.gate[..., :-2]
+            self.gates = [None] * len(self.tables) if gate is None else list(gate.to(device, dtype).unbind())
+            self.reductions = None
+            if program.adaptive is not None:
+                names = (program.inputs, program.rows)
+                self.reductions = Reductions(program.adaptive, *names, program.table, device, dtype)
+        self.inputs, self.rows = program.inputs, program.rows
+        self.carry, self.channels = dict(recipe.carry), recipe.channels
+        self.mask = None if recipe.region is None else recipe.region.mask
+
+    def __call__(self, step: int, values: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
+        cond = values[COND]
+        for slot in self.carry:
+            values[slot] = (
+                state[slot] if slot in state else torch.zeros_like(cond, dtype=self.tables[0].dtype)
+            )
+        inputs = [values[name] for name in self.inputs]
+        table = self.tables[step]
+        if self.reductions is not None and self.reductions.is_active[step]:
+            table = self._resolved(self.reductions, step, inputs, cond, state)
+        kept = [self.rows.index(row) for row in self.carry.values()]
+        dtypes = [self.tables[0].dtype if i in kept else None for i in range(len(self.rows) - 1)]
+        *momenta, guided = linear_step(
+            inputs, table, dtypes=[*dtypes, cond.dtype], gate_table=self.gates[step], mask=self._mask(cond),
+            channels=self.channels,
+        )  # fmt: skip
+        # NOTE: stored rows come in row order
+        for slot, row in self.carry.items():
+            state[slot] = momenta[sorted(kept).index(self.rows.index(row))]
+        # NOTE: linear_step lays its result out like inputs[0], which is uncond
+        return guided
+
+    def _resolved(
+        self, reductions: Reductions, step: int, inputs: list[Tensor], cond: Tensor, state: dict[str, Tensor]
+    ) -> Tensor:
+        latch = None
+        if reductions.adaptive.latched:
+            latch = state.get("latch")
+            latch = cond.new_zeros(len(cond), dtype=torch.uint8) if latch is None else latch
+        stats = state["scores"].double() if reductions.adaptive.given else reductions.stats(inputs)
+        table, latch = reductions.coefficients(stats, numel_of(cond), step, latch)
+        if latch is not None:
+            state["latch"] = latch
+        return table
+
+    def _mask(self, like: Tensor) -> Tensor | None:
+        return None if self.mask is None else self.mask.to(like.device)
+
+
+def difference(active: Tensor, plus: str = COND, minus: str = UNCOND) -> dict[str, Tensor]:
+    """The row plus - minus in the steps that need it; in the others nothing is read."""
+    on = active.double()
+    return {plus: on, minus: -on}
+
+
+def classifier_free(active: Tensor, scale: Tensor) -> Recipe:
+    """u + s (c - u) where it is active and s is not 1, else c. scale: float64 [S]."""
+    on = active & (scale != 1)
+    weights = {UNCOND: on.double(), DIFFERENCE: torch.where(on, scale, 0.0), COND: (~on).double()}
+    return Recipe((UNCOND, COND), weights, {DIFFERENCE: difference(on)})
+
+
+def adaptive_recipe(
+    active: Tensor, method: str, table: Tensor, *, extras: Sequence[str] = (), extra_columns: Sequence[str] = (),
+    mix: Sequence[tuple[float, float, float]] = (), rows: dict[str, dict[str, Tensor]] | None = None,
+    branches: tuple[str, ...] = (UNCOND, COND), carry: dict[str, str] | None = None, latched: bool = False,
+) -> Recipe:  # fmt: skip
+    """A recipe whose weights the device finds in active steps; in the others guided is c.
+
+    Args:
+        table: the parameters [S, 10].
+        extras: inputs that are extras of the statistics; extra_columns: the columns of their features.
+        rows: more rows than c - u.
+    """
+    adaptive = Adaptive(
+        method, table, active, (UNCOND, DIFFERENCE, *extra_columns, COND), (UNCOND, COND), tuple(extras),
+        tuple(mix), latched,
+    )  # fmt: skip
+    all_rows = {DIFFERENCE: difference(active), **(rows or {})}
+    return Recipe(branches, {COND: (~active).double()}, all_rows, carry or {}, adaptive)

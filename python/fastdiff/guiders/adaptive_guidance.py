@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive Guidance: classifier-free guidance until both predictions agree."""
+
+from __future__ import annotations
+
+import torch
+
+from fastdiff.guiders._guidance import Guidance, adaptive_recipe
+from fastdiff.guiders._recipe import Course, Recipe, active, parameters
+
+QUANTITIES = ("epsilon", "x0", "model")
+
+
+class AdaptiveGuidance(Guidance):
+    """u + s (c - u) until cos(u, c) reaches a threshold, and c from then on: per sample, and latched.
+
+    Castillo et al. 2025, "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models" (arXiv
+    2312.12487). The step that reaches the threshold takes c already. With a `Rows` model a run then leaves the
+    unconditional evaluations of such samples out of the batch, and of all of them once all have crossed; for that it
+    reads B bytes from the device before each step. With any other model it saves nothing, but never waits.
+
+    The cosine is over a sample's elements. Of what, is explicit, because thresholds do not carry over: ComfyUI's node
+    of this name compares denoised x0, where c and u are much closer late in sampling than the noise predictions are.
+
+    Args:
+        scale: s.
+        threshold: of the cosine.
+        prediction: what is compared: "epsilon", "x0", or "model", what the model predicts. The model's prediction is
+            converted at the plan's levels. Called on predictions, they are compared as they are.
+        start, stop: as for `CFG`.
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+
+    def __init__(
+        self,
+        scale: float = 7.5,
+        threshold: float = 0.991,
+        *,
+        prediction: str = "epsilon",
+        start: float = 0.0,
+        stop: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if prediction not in QUANTITIES:
+            raise ValueError(
+                f"AdaptiveGuidance: prediction must be one of {', '.join(QUANTITIES)}, got {prediction!r}"
+            )
+        self.scale, self.threshold, self.prediction = scale, threshold, prediction
+        self.start, self.stop = start, stop
+
+    def recipe(self, course: Course) -> Recipe:
+        wanted = course.prediction if self.prediction == "model" else self.prediction
+        pairs = torch.tensor([course.conversion(i, wanted) for i in range(course.steps)], dtype=torch.float64)
+        along_prediction, along_state = pairs.unbind(1)
+        table = parameters(
+            course.steps, scale=self.scale, threshold=self.threshold, along_prediction=along_prediction,
+            along_state=along_state,
+        )  # fmt: skip
+        on = active(self.start, self.stop, course.steps) & (self.scale != 1)
+        state = ("x",) if bool((along_state != 0).any()) else ()
+        return adaptive_recipe(on, "cfg", table, extras=state, extra_columns=state, latched=True)
