@@ -33,7 +33,7 @@ REFUSALS: list[tuple[str, Any, Tensor, dict[str, Any], str]] = [
     ("sparse input", [X, X.to_sparse()], SUM, {}, r"."),
     ("too many dimensions", [torch.ones([1] * 13)], IDENTITY, {}, r"inputs\[0\] must have at most 12 dimensions, got 13"),
     ("rank of the table", [X, X], SUM[0], {}, r"table must have at least 2 dimensions"),
-    ("rows of the table", [X], torch.zeros(7, 11), {}, r"table must have 1 to 6 rows \(dimension -2\), got shape \[7, 11\]"),
+    ("rows of the table", [X], torch.zeros(9, 13), {}, r"table must have 1 to 8 rows \(dimension -2\), got shape \[9, 13\]"),
     ("columns of the table", [X, X], SUM[:, 1:], {}, r"table must end in \[1, 6\] = \[M, K \+ M \+ 3\] .*, got shape \[1, 5\]"),
     ("dtype of the table", [X, X], SUM.half(), {}, "table must be float32 or float64, got float16"),
     ("samples of the table", [X, X], torch.stack([SUM] * 3), {}, r"table must have 1 or 2 samples in dimension 0, got shape \[3, 1, 6\]"),

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // guidance_coefficients: a step's coefficient table for each sample, from the statistics of its predictions.
 //
-//   guided = sum_n w_n t_n        t: the features of guidance_stats, and at last c; w: see the _math.h
-//   out[b,i,k] = table[s,i,k] + sum_n [k = target_n] response[s,i] w_n
+//   guided = c + update,  update = sum_n w_n f_n        f: the features of guidance_stats; w: see the _math.h
+//   out[b,i,k] = table[s,i,k] + sum_n [i = row and k = target_n] w_n
 //
-// So a program for linear_step in which guided is not yet resolved becomes one that is, on the device: no
-// host ever sees the numbers.
+// So a program for linear_step in which the update's row is still open becomes one that is whole, on the
+// device: no host ever sees the numbers.
 #pragma once
 
 #include <cstdint>
@@ -32,17 +32,17 @@ inline constexpr int kMethods = 8;
 // The columns of `parameters`.
 enum Parameter : int {
   kScale,      // s
-  kFromCond,   // 0: guided = u + s v, 1: guided = c + s v
+  kFromCond,   // 0: guided = u' + s v, 1: guided = c + s v
   kRescale,    // phi
   kThreshold,  // of the cosine; a sample that reaches it takes c from then on
   kAlongPrediction,
   kAlongState,  // the cosine is that of k u + l f_2 and k c + l f_2
   kFirst,       // cfg: weight of f_2; apg: eta; magnitude_aware: alpha; norm_balanced: lower; perpendicular:
-           // weight of the first negative; black_scholes: strike
-  kSecond,  // cfg: weight of f_3; apg: norm threshold; norm_balanced: upper; perpendicular: second;
-            // black_scholes: rate
-  kThird,   // black_scholes: sigma
-  kFourth,  // black_scholes: tau
+                // weight of the first negative; black_scholes: strike
+  kSecond,      // cfg: weight of f_3; apg: norm threshold; norm_balanced: upper; perpendicular: second;
+                // black_scholes: rate
+  kThird,       // black_scholes: sigma
+  kFourth,      // black_scholes: tau
   kParameters
 };
 
@@ -54,12 +54,11 @@ struct Arguments {
   TensorView stats;                   // [B, F (F + 3) / 2] of F features, or [B, candidates]
   TensorView parameters;              // [S?, kParameters]
   TensorView table;                   // [S?, M, C]
-  TensorView response;                // [S?, M]
   const TensorView* step = nullptr;   // [] or [1], int64; S is there if it is
   const TensorView* latch = nullptr;  // [B], uint8: 1 where the threshold has been reached
   int64_t method = 0, numel = 0;      // elements of a sample
+  int64_t row = 0;                    // of the update; a latched sample needs neither it nor those before
   std::span<const int64_t> targets;   // column of each weight
-  int64_t differences = 0;            // leading rows of the program that a latched sample does not need
 };
 
 // Strides in elements.
@@ -72,16 +71,14 @@ struct Params {
   int64_t parameters_stride[2] = {};  // step, column
   const void* table = nullptr;
   int64_t table_stride[3] = {};  // step, row, column
-  const void* response = nullptr;
-  int64_t response_stride[2] = {};  // step, row
-  bool is_double = false;           // table, response and result
+  bool is_double = false;        // table and result
   const int64_t* step = nullptr;
   int64_t steps = 1;
 
   Method method = Method::cfg;
   double numel = 0;
   int targets = 0, target[kMaxTargets] = {};
-  int64_t samples = 0, rows = 0, columns = 0, differences = 0;
+  int64_t samples = 0, rows = 0, columns = 0, row = 0;
 
   void* result = nullptr;  // [B, M, C]
   int64_t result_stride[3] = {};

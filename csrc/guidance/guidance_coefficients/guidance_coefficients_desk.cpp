@@ -60,8 +60,8 @@ int64_t targets_of(const Arguments& a) {
   const int64_t sums = a.stats.sizes[1];
   if (is_prices(a)) return sums;
   for (int features = 2; features < kMaxFeatures; ++features)
-    if (sums == sums_of(features)) return features + 1;
-  return kMaxFeatures + 1;
+    if (sums == sums_of(features)) return features;
+  return kMaxFeatures;
 }
 
 void check_step(const Arguments& a) {
@@ -78,28 +78,23 @@ void check_step(const Arguments& a) {
 
 void check_tables(const Arguments& a) {
   const int lead = a.step ? 1 : 0;
-  const TensorView &table = a.table, &response = a.response, &parameters = a.parameters;
+  const TensorView &table = a.table, &parameters = a.parameters;
   check_device(parameters, "parameters", a.stats);
   check_device(table, "table", a.stats);
-  check_device(response, "response", a.stats);
   check_double(parameters, "parameters");
   if (table.dtype != DType::f32 && table.dtype != DType::f64)
     refuse("table must be float32 or float64, got ", name(table.dtype));
-  if (response.dtype != table.dtype)
-    refuse("response must be ", name(table.dtype), " like table, got ", name(response.dtype));
   if (table.rank != 2 + lead)
     refuse("table must have shape ", lead ? "[S, M, C] (with step)" : "[M, C]", ", got ", shape_text(table));
-  int64_t sizes[3] = {table.sizes[0], table.sizes[lead], 0};
-  check_sizes(response, "response", {sizes + 1 - lead, static_cast<size_t>(1 + lead)});
-  sizes[1] = kParameters;
+  const int64_t sizes[2] = {table.sizes[0], kParameters};
   check_sizes(parameters, "parameters", {sizes + 1 - lead, static_cast<size_t>(1 + lead)});
 }
 
 void check_targets(const Arguments& a) {
   const int64_t columns = a.table.size(-1), count = targets_of(a);
   if (static_cast<int64_t>(a.targets.size()) != count)
-    refuse("targets must be ", count, " columns, one per ",
-           is_prices(a) ? "candidate" : "feature of stats, and one for cond", ", got ", a.targets.size());
+    refuse("targets must be ", count, " columns, one per ", is_prices(a) ? "candidate" : "feature of stats",
+           ", got ", a.targets.size());
   for (size_t n = 0; n < a.targets.size(); ++n)
     if (a.targets[n] < 0 || a.targets[n] >= columns)
       refuse(Argument("targets", n), " must be in 0..", columns - 1, ", got ", a.targets[n]);
@@ -119,10 +114,11 @@ void check_result(const Arguments& a, const TensorView& result) {
   check_sizes(result, "out[0]", sizes);
   check_device(result, "out[0]", a.stats);
   if (!elements_are_distinct(result)) refuse("out[0] must not have elements that share memory (expanded?)");
-  const std::pair<const TensorView*, const char*> inputs[] = {
-      {&a.stats, "stats"}, {&a.parameters, "parameters"},
-      {&a.table, "table"}, {&a.response, "response"},
-      {a.step, "step"},    {a.latch, "latch"}};
+  const std::pair<const TensorView*, const char*> inputs[] = {{&a.stats, "stats"},
+                                                              {&a.parameters, "parameters"},
+                                                              {&a.table, "table"},
+                                                              {a.step, "step"},
+                                                              {a.latch, "latch"}};
   for (const auto& [x, argument] : inputs)
     if (x && overlap(result, *x) != Overlap::none) refuse("out[0] must not share memory with ", argument);
 }
@@ -135,7 +131,7 @@ void check_next_latch(const Arguments& a, const TensorView& result, const Tensor
   if (overlap(next, *a.latch) == Overlap::partial)
     refuse("out[1] must be exactly latch or not share memory with it, got a partial overlap");
   if (overlap(next, result) != Overlap::none) refuse("out[1] must not share memory with out[0]");
-  for (const TensorView* x : {&a.stats, &a.parameters, &a.table, &a.response})
+  for (const TensorView* x : {&a.stats, &a.parameters, &a.table})
     if (overlap(next, *x) != Overlap::none) refuse("out[1] must not share memory with an input but latch");
 }
 
@@ -149,8 +145,8 @@ void check(const Arguments& a) {
   check_targets(a);
   if (!is_prices(a) && a.numel < 1)
     refuse("numel must be the number of elements of a sample, at least 1, got ", a.numel);
-  if (a.differences < 0 || a.differences > a.table.size(-2))
-    refuse("differences must be in 0..", a.table.size(-2), ", got ", a.differences);
+  if (a.row < 0 || a.row >= a.table.size(-2))
+    refuse("row must be in 0..", a.table.size(-2) - 1, ", got ", a.row);
   if (a.latch) check_latch(a);
 }
 
@@ -166,25 +162,22 @@ Params prepare(const Arguments& a, const TensorView& result, const TensorView* n
   p.table = a.table.data;
   p.table_stride[1] = a.table.stride(-2);
   p.table_stride[2] = a.table.stride(-1);
-  p.response = a.response.data;
-  p.response_stride[1] = a.response.stride(-1);
   p.is_double = a.table.dtype == DType::f64;
   if (has_step) {
     p.parameters_stride[0] = a.parameters.strides[0];
     p.table_stride[0] = a.table.strides[0];
-    p.response_stride[0] = a.response.strides[0];
     p.step = static_cast<const int64_t*>(a.step->data);
     p.steps = a.table.sizes[0];
   }
   p.method = static_cast<Method>(a.method);
   p.numel = static_cast<double>(a.numel);
   p.targets = static_cast<int>(a.targets.size());
-  p.features = is_prices(a) ? 0 : p.targets - 1;
+  p.features = is_prices(a) ? 0 : p.targets;
   std::copy(a.targets.begin(), a.targets.end(), p.target);
   p.samples = a.stats.sizes[0];
   p.rows = a.table.size(-2);
   p.columns = a.table.size(-1);
-  p.differences = a.differences;
+  p.row = a.row;
   p.result = result.data;
   std::copy_n(result.strides, 3, p.result_stride);
   if (a.latch) {

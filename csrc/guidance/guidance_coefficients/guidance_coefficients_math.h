@@ -3,7 +3,8 @@
 //
 // Every method is u' + s v (or c + s v), with u' and v in the span of the features: its weights are all that
 // is left of it. They are taken over u, d = c - u and the features after them, so that nothing cancels when u
-// and c are close.
+// and c are close, and those of c itself are then taken off: what is small is summed up apart, and only its
+// addition to c rounds at the size of a prediction.
 #pragma once
 
 #include <cmath>
@@ -253,13 +254,10 @@ FASTDIFF_HD Weights weights(const Params& p, int64_t step, int64_t sample) {
     return w;
   }
   if (p.latch) w.latched = p.latch[sample * p.latch_stride] != 0 || cosine(x) >= x[kThreshold];
-  if (w.latched) {
-    w.of[p.targets - 1] = 1;
-    return w;
-  }
-  const Combination sum = guided(p.method, x);
+  if (w.latched) return w;
+  const Combination c = cond(), sum = guided(p.method, x);
   const double factor = rescaled(x, sum);
-  for (int j = 0; j < p.features; ++j) w.of[j] = factor * sum.of[j];
+  for (int j = 0; j < p.features; ++j) w.of[j] = factor * sum.of[j] - c.of[j];
   return w;
 }
 
@@ -267,17 +265,14 @@ FASTDIFF_HD Weights weights(const Params& p, int64_t step, int64_t sample) {
 template <class T>
 FASTDIFF_HD void write_entry(const Params& p, int64_t step, int64_t sample, const Weights& w, int64_t row,
                              int64_t column) {
-  const auto at = [](const void* data, int64_t offset) {
-    return static_cast<double>(static_cast<const T*>(data)[offset]);
-  };
-  double value = at(p.table, step * p.table_stride[0] + row * p.table_stride[1] + column * p.table_stride[2]);
-  const double response = at(p.response, step * p.response_stride[0] + row * p.response_stride[1]);
-  for (int n = 0; n < p.targets; ++n)
-    if (p.target[n] == column && response != 0) value = value + response * w.of[n];
-  if (w.latched && row < p.differences) value = 0;
-  static_cast<T*>(
-      p.result)[sample * p.result_stride[0] + row * p.result_stride[1] + column * p.result_stride[2]] =
-      static_cast<T>(value);
+  const int64_t from = step * p.table_stride[0] + row * p.table_stride[1] + column * p.table_stride[2];
+  const int64_t to = sample * p.result_stride[0] + row * p.result_stride[1] + column * p.result_stride[2];
+  double value = static_cast<double>(static_cast<const T*>(p.table)[from]);
+  if (row == p.row)
+    for (int n = 0; n < p.targets; ++n)
+      if (p.target[n] == column) value = value + w.of[n];
+  if (w.latched && row <= p.row) value = 0;
+  static_cast<T*>(p.result)[to] = static_cast<T>(value);
 }
 
 }  // namespace

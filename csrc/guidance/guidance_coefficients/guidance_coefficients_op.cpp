@@ -13,19 +13,18 @@ using OptionalTensor = std::optional<Tensor>;
 // The op's arguments as views. Tensors are borrowed from the call's own arguments.
 class Call {
  public:
-  Call(const Tensor& stats, const Tensor& parameters, const Tensor& table, const Tensor& response,
-       const OptionalTensor& step, const OptionalTensor& latch, int64_t method, int64_t numel,
-       const std::vector<int64_t>& targets, int64_t differences) {
+  Call(const Tensor& stats, const Tensor& parameters, const Tensor& table, const OptionalTensor& step,
+       const OptionalTensor& latch, int64_t method, int64_t numel, int64_t row,
+       const std::vector<int64_t>& targets) {
     arguments.stats = view_of(kOp, "stats", stats);
     arguments.parameters = view_of(kOp, "parameters", parameters);
     arguments.table = view_of(kOp, "table", table);
-    arguments.response = view_of(kOp, "response", response);
     if (step) arguments.step = &(step_ = view_of(kOp, "step", *step));
     if (latch) arguments.latch = &(latch_ = view_of(kOp, "latch", *latch));
     arguments.method = method;
     arguments.numel = numel;
     arguments.targets = targets;
-    arguments.differences = differences;
+    arguments.row = row;
     check(arguments);
   }
   Call(const Call&) = delete;
@@ -49,10 +48,10 @@ void run(const Arguments& arguments, const std::vector<Tensor>& results) {
   isa::run<Cpu>(params);
 }
 
-std::vector<Tensor> functional(Tensor stats, Tensor parameters, Tensor table, Tensor response,
-                               OptionalTensor step, OptionalTensor latch, int64_t method, int64_t numel,
-                               std::vector<int64_t> targets, int64_t differences) {
-  const Call call(stats, parameters, table, response, step, latch, method, numel, targets, differences);
+std::vector<Tensor> functional(Tensor stats, Tensor parameters, Tensor table, OptionalTensor step,
+                               OptionalTensor latch, int64_t method, int64_t numel, int64_t row,
+                               std::vector<int64_t> targets) {
+  const Call call(stats, parameters, table, step, latch, method, numel, row, targets);
   const Arguments& a = call.arguments;
   const int64_t size[3] = {a.stats.sizes[0], a.table.size(-2), a.table.size(-1)};
   const int64_t stride[3] = {size[1] * size[2], size[2], 1};
@@ -64,10 +63,10 @@ std::vector<Tensor> functional(Tensor stats, Tensor parameters, Tensor table, Te
   return results;
 }
 
-void out(Tensor stats, Tensor parameters, Tensor table, Tensor response, OptionalTensor step,
-         OptionalTensor latch, int64_t method, int64_t numel, std::vector<int64_t> targets,
-         int64_t differences, std::vector<Tensor> results) {
-  const Call call(stats, parameters, table, response, step, latch, method, numel, targets, differences);
+void out(Tensor stats, Tensor parameters, Tensor table, OptionalTensor step, OptionalTensor latch,
+         int64_t method, int64_t numel, int64_t row, std::vector<int64_t> targets,
+         std::vector<Tensor> results) {
+  const Call call(stats, parameters, table, step, latch, method, numel, row, targets);
   run(call.arguments, results);
 }
 

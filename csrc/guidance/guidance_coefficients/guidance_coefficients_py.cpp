@@ -33,27 +33,26 @@ const TensorView* hold_optional(Held& held, const py::object& array, const char*
 }
 
 void guidance_coefficients(const py::object& stats, const py::object& parameters, const py::object& table,
-                           const py::object& response, const std::vector<py::object>& out, int64_t method,
-                           int64_t numel, const std::vector<int64_t>& targets, int64_t differences,
-                           const py::object& step, const py::object& latch, uintptr_t stream) {
-  Held held[8];
+                           const std::vector<py::object>& out, int64_t method, int64_t numel, int64_t row,
+                           const std::vector<int64_t>& targets, const py::object& step,
+                           const py::object& latch, uintptr_t stream) {
+  Held held[7];
   Arguments a;
   a.stats = hold(held[0], stats, "stats", Access::read, stream);
   a.parameters = hold(held[1], parameters, "parameters", Access::read, stream);
   a.table = hold(held[2], table, "table", Access::read, stream);
-  a.response = hold(held[3], response, "response", Access::read, stream);
-  a.step = hold_optional(held[4], step, "step", stream);
-  a.latch = hold_optional(held[5], latch, "latch", stream);
+  a.step = hold_optional(held[3], step, "step", stream);
+  a.latch = hold_optional(held[4], latch, "latch", stream);
   a.method = method;
   a.numel = numel;
   a.targets = targets;
-  a.differences = differences;
+  a.row = row;
   check(a);
   if (out.size() != (a.latch ? 2 : 1))
     throw py::value_error(std::string(kWhere) + "out must be " + (a.latch ? "2 arrays" : "1 array") +
                           ", got " + std::to_string(out.size()));
-  const TensorView& result = hold(held[6], out[0], "out[0]", Access::write, stream);
-  const TensorView* next = a.latch ? &hold(held[7], out[1], "out[1]", Access::write, stream) : nullptr;
+  const TensorView& result = hold(held[5], out[0], "out[0]", Access::write, stream);
+  const TensorView* next = a.latch ? &hold(held[6], out[1], "out[1]", Access::write, stream) : nullptr;
   const Params params = prepare(a, result, next);
   if (params.samples == 0) return;
   const Device device = result.device;
@@ -66,9 +65,9 @@ void guidance_coefficients(const py::object& stats, const py::object& parameters
 
 const PyRoom room([](py::module_& m) {
   m.def("guidance_coefficients", &guidance_coefficients, kDoc, py::arg("stats"), py::arg("parameters"),
-        py::arg("table"), py::arg("response"), py::arg("out"), py::kw_only(), py::arg("method"),
-        py::arg("numel"), py::arg("targets"), py::arg("differences") = 0, py::arg("step") = py::none(),
-        py::arg("latch") = py::none(), py::arg("stream") = 0);
+        py::arg("table"), py::arg("out"), py::kw_only(), py::arg("method"), py::arg("numel"), py::arg("row"),
+        py::arg("targets"), py::arg("step") = py::none(), py::arg("latch") = py::none(),
+        py::arg("stream") = 0);
 });
 
 }  // namespace

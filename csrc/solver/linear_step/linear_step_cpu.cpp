@@ -17,6 +17,7 @@ namespace {
 constexpr int kBlockBytes = 4096;                    // of one operand in the arithmetic type
 constexpr int64_t kShortRun = 64;                    // elements; below, gathering whole blocks costs less
 constexpr int kChain = 4;                            // terms per pass
+constexpr int kPassedTerms = 2;                      // more in the pass that forms the next row too
 constexpr int kSources = kMaxInputs + kMaxRows + 1;  // inputs, earlier rows, noise
 
 template <class T>
@@ -79,17 +80,17 @@ struct Keep {
   void operator()(int e, typename Lanes<T>::V sum) const { Lanes<T>::store(out + e, sum); }
 };
 
-// It is the last term of the next row, which may have one before it: out = c_0 x_0 + c sum.
-template <class T, class S, bool kHasTerm>
+// It is the last term of the next row, which may have others before it: out = c_0 x_0 + ... + c sum.
+template <class T, class S, int kTerms>
 struct PassOn {
   T* out;
-  const S* x;
-  typename Lanes<T>::V c_0, c;
+  const S* x[kTerms + 1];
+  typename Lanes<T>::V c_x[kTerms + 1], c;
 
   void operator()(int e, typename Lanes<T>::V sum) const {
     using L = Lanes<T>;
     typename L::V next = splat<typename L::V>(empty_sum<T>());
-    if constexpr (kHasTerm) next = add_term(next, c_0, L::load(x + e));
+    for (int t = 0; t < kTerms; ++t) next = add_term(next, c_x[t], L::load(x[t] + e));
     L::store(out + e, add_term(next, c, sum));
   }
 };
@@ -229,13 +230,21 @@ class Loop {
   bool may_pass_on(int i) const {
     if (i + 1 >= p_.rows || p_.output[i].data || program_.bounded[i]) return false;
     const int begin = program_.terms[i], end = program_.terms[i + 1], next_end = program_.terms[i + 2];
-    if (begin == end || program_.term[end - 1].varying || next_end - end < 1 || next_end - end > 2)
-      return false;
+    const int others = next_end - end - 1;  // of the next row
+    if (begin == end || program_.term[end - 1].varying || others < 0 || others > kPassedTerms) return false;
     for (int t = end; t < program_.terms[p_.rows]; ++t)
       if ((program_.term[t].source == p_.inputs + i) != (t == next_end - 1)) return false;
-    const Term<T>& last = program_.term[next_end - 1];
-    if (last.varying) return false;
-    return next_end - end == 1 || (!program_.term[end].varying && program_.term[end].source < p_.inputs);
+    for (int t = end; t < next_end; ++t)
+      if (program_.term[t].varying) return false;
+    for (int t = end; t < next_end - 1; ++t)  // in one storage type
+      if (program_.term[t].source >= p_.inputs || storage_of(t) != storage_of(end)) return false;
+    return true;
+  }
+
+  // In which a term's source will be read: that of memory, or the arithmetic's after gathering.
+  DType storage_of(int t) const {
+    const Operand& x = p_.input[program_.term[t].source];
+    return x.stride[0] == 1 && is_direct(x.dtype) ? part_of(x.dtype) : kArithmetic;
   }
 
   // Elements before the first stored row is aligned for non-temporal stores; 0 if it is, or never can be.
@@ -369,11 +378,14 @@ class Loop {
     const int begin = program_.terms[i + 1], end = program_.terms[i + 2];
     T* out = sum_[i + 1];
     const V c = splat<V>(program_.term[end - 1].c);
-    if (end - begin == 1) return body(PassOn<T, T, false>{out, nullptr, c, c});
-    const Term<T>& term = program_.term[begin];
-    const Source& x = source_[term.source];
-    with_storage<T>(x.dtype, [&]<class S>(S) {
-      body(PassOn<T, S, true>{out, static_cast<const S*>(x.data), splat<V>(term.c), c});
+    const int others = end - begin - 1;
+    if (others == 0) return body(PassOn<T, T, 0>{out, {}, {}, c});
+    const auto x = [&](int t) { return source_[program_.term[begin + t].source]; };
+    const auto c_x = [&](int t) { return splat<V>(program_.term[begin + t].c); };
+    with_storage<T>(x(0).dtype, [&]<class S>(S) {
+      const auto at = [&](int t) { return static_cast<const S*>(x(t).data); };
+      if (others == 1) return body(PassOn<T, S, 1>{out, {at(0)}, {c_x(0)}, c});
+      body(PassOn<T, S, 2>{out, {at(0), at(1)}, {c_x(0), c_x(1)}, c});
     });
   }
 

@@ -39,22 +39,21 @@ PARAMETERS: Final = (
 )
 
 _ARGUMENTS: Final = (
-    "Tensor stats, Tensor parameters, Tensor table, Tensor response, Tensor? step, Tensor? latch, int method, "
-    "int numel, int[] targets, int differences"
+    "Tensor stats, Tensor parameters, Tensor table, Tensor? step, Tensor? latch, int method, int numel, int row, "
+    "int[] targets"
 )
 
 
 def _fake(
-    stats: Tensor, parameters: Tensor, table: Tensor, response: Tensor, step: Tensor | None, latch: Tensor | None,
-    *_: object,
+    stats: Tensor, parameters: Tensor, table: Tensor, step: Tensor | None, latch: Tensor | None, *_: object
 ) -> list[Tensor]:  # fmt: skip
-    _check_devices(stats, parameters, table, response, step, latch)
+    _check_devices(stats, parameters, table, step, latch)
     coefficients = table.new_empty((stats.shape[0], *table.shape[-2:]))
     return [coefficients] if latch is None else [coefficients, torch.empty_like(latch)]
 
 
 def _fake_out(*tensors: Any, results: Sequence[Tensor]) -> None:
-    _check_devices(*tensors[:6], *results)
+    _check_devices(*tensors[:5], *results)
 
 
 def _check_devices(stats: Tensor, *others: Tensor | None) -> None:
@@ -76,26 +75,25 @@ def guidance_coefficients(
     stats: Tensor,
     parameters: Tensor,
     table: Tensor,
-    response: Tensor,
     *,
     method: str,
     numel: int,
+    row: int,
     targets: Sequence[int],
-    differences: int = 0,
     step: Tensor | None = None,
     latch: Tensor | None = None,
     out: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     r"""Resolve a guidance into the coefficients of :func:`fastdiff.linear_step`, per sample and on the device.
 
-    Each method's guided prediction is a combination of the features of :func:`fastdiff.guidance_stats`,
-    ``guided = sum_n w_n t_n``, whose weights depend on the sample. A program that uses it has the coefficient
-    ``response[i]`` of it in row i; here it becomes one of its features::
+    Each method's guided prediction is c plus an update, a combination of the features of
+    :func:`fastdiff.guidance_stats` whose weights depend on the sample: ``guided = c + sum_n w_n f_n``. A program has a
+    row for the update, from which later rows take it; here that row gets its coefficients::
 
-        out[b, i, k] = table[s, i, k] + sum_n [k == targets[n]] response[s, i] w_n
+        out[b, i, k] = table[s, i, k] + sum_n [i == row and k == targets[n]] w_n
 
-    Weights are found in float64 and rounded once. With S = f_j, G_ij = f_i.f_j over a sample's n elements,
-    c = u + d, s the scale, and v the update, guided = u' + s v (c + s v with `from_cond`), where u' = u, v = d and:
+    Weights are found in float64 and rounded once. With G_ij = f_i.f_j over a sample's n elements, c = u + d, s
+    the scale and v the change, guided = u' + s v (c + s v with `from_cond`), where u' = u, v = d and:
 
     ===================  ==============================================================================================
     ``cfg``              guided = u + s d + `first` f_2 + `second` f_3 (Ho & Salimans 2022; f_2 and f_3: perturbed
@@ -110,27 +108,24 @@ def guidance_coefficients(
                          \|s d\| = 0, k = 1 where \|f_2\| = 0 (Guide-and-Rescale)
     ``perpendicular``    v = d - sum_j w_j (f_j - (f_j.d / d.d) d), j = 2, 3 with weights `first`, `second` (Perp-Neg);
                          the part along d is 0 where d is
-    ``black_scholes``    `stats` are spots S [B, candidates], guided is the candidate of the least call price
+    ``black_scholes``    `stats` are spots S [B, candidates], the update is the candidate of the least call price
                          S Phi(d1) - K e^(-r tau) Phi(d2), K, r, sigma, tau = `first` ... `fourth`; ties: the first
     ===================  ==============================================================================================
 
     `rescale` phi > 0 then multiplies all weights by phi std(c) / std(guided) + 1 - phi (Lin et al. 2024, section 3.4).
     With a `latch`, a sample whose cosine of a u + l f_2 and a c + l f_2 (a = `along_prediction`, l = `along_state`)
-    is at least `threshold` takes c from now on, and rows before `differences` become 0: u is not read any more
-    (Adaptive Guidance, Castillo et al. 2025).
+    is at least `threshold` takes c from now on: the update's row and those before it become 0, and u is not read any
+    more (Adaptive Guidance, Castillo et al. 2025).
 
     Args:
         stats: float64 ``[B, 5 | 9 | 14]`` of :func:`fastdiff.guidance_stats`; for ``black_scholes`` ``[B, 1 ... 8]``.
         parameters: float64 ``[10]``: scale, from_cond, rescale, threshold, along_prediction, along_state, first,
             second, third, fourth. With ``step``: ``[S, 10]``.
-        table: float32 or float64 ``[M, C]``, or ``[S, M, C]``: the program without its guided prediction.
-        response: like table, ``[M]`` or ``[S, M]``: the coefficient of the guided prediction in each row. A row with
-            0 takes its entries as they are, whatever the weights (NaN included).
+        table: float32 or float64 ``[M, C]``, or ``[S, M, C]``: the program without its update.
         method: one of the above.
         numel: n, the elements of a sample.
-        targets: the columns of the features, in order, and at last that of c; for ``black_scholes`` those of the
-            candidates.
-        differences: how many leading rows a latched sample can do without.
+        row: of the update.
+        targets: the columns of the features, in order; for ``black_scholes`` those of the candidates.
         step: int64 tensor of one element on the same device: which step of the tables.
         latch: uint8 ``[B]``: 1 where a sample has reached the threshold before.
         out: where to write: (coefficients,), with a latch (coefficients, next latch). The next latch may be ``latch``.
@@ -149,18 +144,16 @@ def guidance_coefficients(
         raise RuntimeError(
             f"fastdiff::guidance_coefficients: method must be one of {', '.join(METHODS)}, got {method!r}"
         )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (stats, parameters, table, response)):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (stats, parameters, table)):
         raise NotImplementedError(
             "fastdiff.guidance_coefficients: no gradient is defined; detach the inputs or call it under "
             "torch.no_grad()"
         )
-    rest = (step, latch, METHODS.index(method), numel, list(targets), differences)
+    rest = (step, latch, METHODS.index(method), numel, row, list(targets))
     if out is None:
-        return tuple(
-            torch.ops.fastdiff.guidance_coefficients.default(stats, parameters, table, response, *rest)
-        )
+        return tuple(torch.ops.fastdiff.guidance_coefficients.default(stats, parameters, table, *rest))
     results = list(out)
-    torch.ops.fastdiff.guidance_coefficients.out(stats, parameters, table, response, *rest, results=results)
+    torch.ops.fastdiff.guidance_coefficients.out(stats, parameters, table, *rest, results=results)
     _native.mark_written(results)
     return tuple(results)
 
@@ -270,13 +263,13 @@ def call_price(spot: Tensor, strike: float, rate: float, sigma: float, tau: floa
 
 
 def reference(
-    stats: Tensor, parameters: Tensor, table: Tensor, response: Tensor, *, method: str, numel: int,
-    targets: Sequence[int], differences: int = 0, step: Tensor | None = None, latch: Tensor | None = None,
+    stats: Tensor, parameters: Tensor, table: Tensor, *, method: str, numel: int, row: int,
+    targets: Sequence[int], step: Tensor | None = None, latch: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """:func:`guidance_coefficients` in plain PyTorch and float64, rounded at the end."""
     samples = stats.shape[0]
     if step is not None:
-        parameters, table, response = parameters[int(step)], table[int(step)], response[int(step)]
+        parameters, table = parameters[int(step)], table[int(step)]
     p = dict(zip(PARAMETERS, parameters.unbind(), strict=True))
     weights = torch.zeros(samples, len(targets), dtype=torch.float64)
     latched = torch.zeros(samples, dtype=torch.bool)
@@ -292,24 +285,22 @@ def reference(
             sums = (
                 sums * (phi * m.deviation(m.feature(0) + m.feature(1)) / m.deviation(sums) + 1 - phi)[:, None]
             )
-        weights[:, :-1] = sums
+        weights = sums - m.feature(0) - m.feature(1)
         if latch is not None:
             latched = _latched(m, p, latch)
-            weights[latched] = torch.eye(len(targets), dtype=torch.float64)[-1]
     result = table.double().expand(samples, *table.shape).clone()
     for n, target in enumerate(targets):
-        used = torch.where(response.double() != 0, response.double() * weights[:, n, None], 0.0)
-        result[:, :, target] += used
-    result[latched, :differences] = 0
+        result[:, row, target] += weights[:, n]
+    result[latched, : row + 1] = 0
     coefficients = result.to(table.dtype)
     return (coefficients,) if latch is None else (coefficients, latched.to(torch.uint8))
 
 
 def dlpack_arguments(
-    stats: Tensor, parameters: Tensor, table: Tensor, response: Tensor, *, method: str, **options: Any
+    stats: Tensor, parameters: Tensor, table: Tensor, *, method: str, **options: Any
 ) -> dict[str, Any]:
     """The keyword arguments of the torch-free op for a call of the public one, without ``out``."""
-    tensors = {"stats": stats, "parameters": parameters, "table": table, "response": response}
+    tensors = {"stats": stats, "parameters": parameters, "table": table}
     return {**tensors, "method": METHODS.index(method), **{k: v for k, v in options.items() if v is not None}}
 
 
@@ -318,11 +309,9 @@ def dlpack_outputs(stored: Sequence[Tensor], *_: Any, **__: Any) -> list[Tensor]
     return list(stored)
 
 
-def tolerance(
-    stats: Tensor, parameters: Tensor, table: Tensor, response: Tensor, **options: Any
-) -> dict[str, float]:
+def tolerance(stats: Tensor, parameters: Tensor, table: Tensor, **options: Any) -> dict[str, float]:
     """Relative to the largest coefficient: weights are found in float64."""
-    results = reference(stats, parameters, table, response, **options)
+    results = reference(stats, parameters, table, **options)
     largest = results[0].double().nan_to_num(0, 0, 0).abs()
     return {"scale": float(largest.max()) if largest.numel() else 0.0, "terms": 64}
 
@@ -354,22 +343,23 @@ def cases(seed: int = 0) -> list[Case]:
     ) -> Case:  # fmt: skip
         lead = (steps,) if steps else ()
         columns = features + 5
-        table, response = normal(*lead, rows, columns), normal(*lead, rows)
-        table[..., : features + 1] = 0
-        response[..., 0] = 0
+        table = normal(*lead, rows, columns)
         more = {"step": torch.tensor(steps - 1)} if steps else {}
-        call = {"method": method, "numel": numel, "targets": [*range(features), features], "differences": 1}
+        call = {"method": method, "numel": numel, "row": min(rows - 1, 1), "targets": [*range(features)]}
         arguments = (stats(features) if sums is None else sums, parameters(steps, **values))
-        return Case(
-            name, (*arguments, table.to(dtype), response.to(dtype)), {**call, **more, **(options or {})}
-        )
+        return Case(name, (*arguments, table.to(dtype)), {**call, **more, **(options or {})})
 
     def prices(name: str, spots: Tensor, **values: float) -> Case:
-        table, response = torch.zeros(2, 9), torch.tensor([1.0, 0.0])
+        table = torch.zeros(2, 9)
         table[0, 0], table[1, -1] = -1.0, 2.5
-        call = {"method": "black_scholes", "numel": numel, "targets": [*range(1, 1 + spots.shape[1])]}
+        call = {
+            "method": "black_scholes",
+            "numel": numel,
+            "row": 0,
+            "targets": [*range(1, 1 + spots.shape[1])],
+        }
         given = {"first": 100.0, "second": 0.02, "third": 0.1, "fourth": 20.0} | values
-        return Case(name, (spots, parameters(0, **given), table, response), call)
+        return Case(name, (spots, parameters(0, **given), table), call)
 
     zero = stats(3)
     zero[0] = 0

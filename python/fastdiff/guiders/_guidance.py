@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.guiders._recipe import COND, DIFFERENCE, UNCOND, Course, Program, Recipe, expand
-from fastdiff.planners._reductions import Adaptive, Reductions, numel_of
+from fastdiff.guiders._recipe import COND, DIFFERENCE, UNCOND, UPDATE, Course, Program, Recipe, expand, where
+from fastdiff.planners._execution import launch
+from fastdiff.planners._reductions import Adaptive, Reductions, coefficients_of, numel_of, stats_of
 from fastdiff.planners.plan import Plan
-from fastdiff.solver.linear_step import linear_step
+from fastdiff.solver.linear_step import CODE, NOT_STORED, linear_step
 
 Predictions = tuple[Tensor, ...]
 # (step, x, t, history) -> predictions
@@ -81,7 +82,7 @@ class Guidance(ABC):
             self.reset()
         call = self._call(steps, t, cond.device, _real(cond, uncond))
         rest = dict(zip(self.branches[2:], others, strict=True))
-        guided: Tensor = call(step or 0, {UNCOND: uncond, COND: cond, **rest}, self._state)
+        guided: Tensor = run_call(call, step or 0, {UNCOND: uncond, COND: cond, **rest}, self._state)
         return guided
 
     def reset(self) -> None:
@@ -153,46 +154,54 @@ class Call:
                 names = (program.inputs, program.rows)
                 self.reductions = Reductions(program.adaptive, *names, program.table, device, dtype)
         self.inputs, self.rows = program.inputs, program.rows
-        self.carry, self.channels = dict(recipe.carry), recipe.channels
+        self.carry, self.channels = list(recipe.carry), recipe.channels
         self.mask = None if recipe.region is None else recipe.region.mask
+        kept = sorted(self.rows.index(row) for row in recipe.carry.values())
+        self.kept = [(slot, kept.index(self.rows.index(row))) for slot, row in recipe.carry.items()]
+        self.dtypes = [dtype if i in kept else None for i in range(len(self.rows) - 1)]
+        self.store = [NOT_STORED if d is None else CODE[d] for d in self.dtypes]
+        self.mask = None if recipe.region is None else recipe.region.mask.to(device)
 
-    def __call__(self, step: int, values: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
-        cond = values[COND]
-        for slot in self.carry:
-            values[slot] = (
-                state[slot] if slot in state else torch.zeros_like(cond, dtype=self.tables[0].dtype)
-            )
-        inputs = [values[name] for name in self.inputs]
-        table = self.tables[step]
-        if self.reductions is not None and self.reductions.is_active[step]:
-            table = self._resolved(self.reductions, step, inputs, cond, state)
-        kept = [self.rows.index(row) for row in self.carry.values()]
-        dtypes = [self.tables[0].dtype if i in kept else None for i in range(len(self.rows) - 1)]
-        *momenta, guided = linear_step(
-            inputs, table, dtypes=[*dtypes, cond.dtype], gate_table=self.gates[step], mask=self._mask(cond),
-            channels=self.channels,
-        )  # fmt: skip
-        # NOTE: stored rows come in row order
-        for slot, row in self.carry.items():
-            state[slot] = momenta[sorted(kept).index(self.rows.index(row))]
-        # NOTE: linear_step lays its result out like inputs[0], which is uncond
-        return guided
 
-    def _resolved(
-        self, reductions: Reductions, step: int, inputs: list[Tensor], cond: Tensor, state: dict[str, Tensor]
-    ) -> Tensor:
-        latch = None
-        if reductions.adaptive.latched:
-            latch = state.get("latch")
-            latch = cond.new_zeros(len(cond), dtype=torch.uint8) if latch is None else latch
-        stats = state["scores"].double() if reductions.adaptive.given else reductions.stats(inputs)
-        table, latch = reductions.coefficients(stats, numel_of(cond), step, latch)
-        if latch is not None:
-            state["latch"] = latch
-        return table
+# NOTE: no methods, because torch.compile cannot call one of a constant
 
-    def _mask(self, like: Tensor) -> Tensor | None:
-        return None if self.mask is None else self.mask.to(like.device)
+
+def run_call(call: Call, step: int, values: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
+    """One launch, or three; values: the predictions by name, state: what the call before left."""
+    cond = values[COND]
+    for slot in call.carry:
+        values[slot] = state[slot] if slot in state else torch.zeros_like(cond, dtype=call.tables[0].dtype)
+    inputs = [values[name] for name in call.inputs]
+    table = call.tables[step]
+    if call.reductions is not None and call.reductions.is_active[step]:
+        table = resolved(call.reductions, step, inputs, cond, state)
+    gate = call.gates[step]
+    if torch.is_grad_enabled() and any([x.requires_grad for x in inputs]):  # noqa: C419  (a generator costs 0.3 us)
+        results = list(linear_step(inputs, table, dtypes=[*call.dtypes, cond.dtype], gate_table=gate, mask=call.mask,
+                                   channels=call.channels))  # fmt: skip
+    else:
+        store = [*call.store, CODE.get(cond.dtype, CODE[torch.float32])]
+        results = launch(inputs, table, None, store, None, gate, call.mask, call.channels, None, None)
+    # NOTE: laid out like inputs[0], which is uncond
+    *stored, guided = results
+    for slot, n in call.kept:
+        state[slot] = stored[n]
+    return guided
+
+
+def resolved(
+    reductions: Reductions, step: int, inputs: list[Tensor], cond: Tensor, state: dict[str, Tensor]
+) -> Tensor:
+    """The step's table [B, M, K+M+3], and the latch in `state`."""
+    latch = None
+    if reductions.adaptive.latched:
+        latch = state.get("latch")
+        latch = cond.new_zeros(len(cond), dtype=torch.uint8) if latch is None else latch
+    stats = state["scores"].double() if reductions.adaptive.given else stats_of(reductions, inputs)
+    table, latch = coefficients_of(reductions, stats, numel_of(cond), step, latch)
+    if latch is not None:
+        state["latch"] = latch
+    return table
 
 
 def difference(active: Tensor, plus: str = COND, minus: str = UNCOND) -> dict[str, Tensor]:
@@ -202,9 +211,9 @@ def difference(active: Tensor, plus: str = COND, minus: str = UNCOND) -> dict[st
 
 
 def classifier_free(active: Tensor, scale: Tensor) -> Recipe:
-    """u + s (c - u) where it is active and s is not 1, else c. scale: float64 [S]."""
+    """u + s (c - u) = c + (s - 1) (c - u) where it is active and s is not 1, else c. scale: float64 [S]."""
     on = active & (scale != 1)
-    weights = {UNCOND: on.double(), DIFFERENCE: torch.where(on, scale, 0.0), COND: (~on).double()}
+    weights = {COND: torch.ones_like(scale), DIFFERENCE: where(on, scale - 1)}
     return Recipe((UNCOND, COND), weights, {DIFFERENCE: difference(on)})
 
 
@@ -213,16 +222,17 @@ def adaptive_recipe(
     mix: Sequence[tuple[float, float, float]] = (), rows: dict[str, dict[str, Tensor]] | None = None,
     branches: tuple[str, ...] = (UNCOND, COND), carry: dict[str, str] | None = None, latched: bool = False,
 ) -> Recipe:  # fmt: skip
-    """A recipe whose weights the device finds in active steps; in the others guided is c.
+    """c plus, in active steps, an update whose coefficients the device finds.
 
     Args:
         table: the parameters [S, 10].
         extras: inputs that are extras of the statistics; extra_columns: the columns of their features.
-        rows: more rows than c - u.
+        rows: more rows than c - u, which are formed before the update.
     """
     adaptive = Adaptive(
-        method, table, active, (UNCOND, DIFFERENCE, *extra_columns, COND), (UNCOND, COND), tuple(extras),
+        method, table, active, UPDATE, (UNCOND, DIFFERENCE, *extra_columns), (UNCOND, COND), tuple(extras),
         tuple(mix), latched,
     )  # fmt: skip
-    all_rows = {DIFFERENCE: difference(active), **(rows or {})}
-    return Recipe(branches, {COND: (~active).double()}, all_rows, carry or {}, adaptive)
+    all_rows = {DIFFERENCE: difference(active), **(rows or {}), UPDATE: {}}
+    weights = {COND: torch.ones(len(active), dtype=torch.float64), UPDATE: active.double()}
+    return Recipe(branches, weights, all_rows, carry or {}, adaptive)

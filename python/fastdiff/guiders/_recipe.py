@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +14,7 @@ from fastdiff.planners._tables import x0_and_eps
 
 UNCOND, COND = "uncond", "cond"
 DIFFERENCE = "cond-uncond"
+UPDATE = "update"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ def active(start: float, stop: float, steps: int) -> torch.Tensor:
     """[S] bool: the steps i with int(start S) <= i < int(stop S), as diffusers' guiders count them."""
     i = torch.arange(steps)
     return (i >= int(start * steps)) & (i < int(stop * steps))
+
+
+def where(on: torch.Tensor, value: float | torch.Tensor, other: float | torch.Tensor = 0.0) -> torch.Tensor:
+    """float64 [S]: value in the steps that are on, other in the others."""
+    return torch.where(
+        on, torch.as_tensor(value, dtype=torch.float64), torch.as_tensor(other, dtype=torch.float64)
+    )
 
 
 def parameters(steps: int, **columns: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
@@ -157,18 +165,4 @@ def expand(
         own += alone
     else:
         own += spread(recipe.weights)
-    return Program(new_inputs, new_rows, result, _resolved(recipe, coefficient), gate)
-
-
-def _resolved(recipe: Recipe, coefficient: torch.Tensor) -> Adaptive | None:
-    """The recipe's adaptive part with its response: which rows take the guided prediction, and how much of it."""
-    adaptive = recipe.adaptive
-    if adaptive is None:
-        return None
-    taken = coefficient * adaptive.active[:, None]  # [S, M]
-    if adaptive.given:  # the device selects inside the first difference; the table has that one's weight
-        first = adaptive.active[:, None].double()
-        response = torch.cat((first, taken.new_zeros(len(taken), len(recipe.rows) - 1 + taken.shape[1])), 1)
-        return replace(adaptive, response=response)
-    none = taken.new_zeros(len(taken), len(recipe.rows))
-    return replace(adaptive, response=torch.cat((none, taken), 1), differences=len(recipe.rows))
+    return Program(new_inputs, new_rows, result, recipe.adaptive, gate)

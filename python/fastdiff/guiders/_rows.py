@@ -42,7 +42,7 @@ def needed_branches(plan: Plan) -> list[list[int]]:
     table = plan.table if plan.gate is None else plan.table.abs() + plan.gate.abs()
     used = (table[:, :, columns] != 0).any(1)  # [S, branches]
     if plan.adaptive is not None:
-        used |= plan.adaptive.active[:, None]
+        used |= plan.adaptive.active[:, None]  # the update reads them all
     return [torch.nonzero(row).flatten().tolist() for row in used]
 
 

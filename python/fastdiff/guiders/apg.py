@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from fastdiff.guiders._guidance import Guidance, adaptive_recipe, difference
-from fastdiff.guiders._recipe import Course, Recipe, active, parameters
+from fastdiff.guiders._recipe import Course, Recipe, active, parameters, where
 
 MOMENTUM, NEXT_MOMENTUM = "momentum", "momentum'"
 
@@ -60,7 +58,7 @@ class APG(Guidance):
         if self.momentum is None:
             return adaptive_recipe(on, "apg", table)
         # The slot starts as zeros, so that the first step needs no case of its own.
-        row = difference(on) | {MOMENTUM: torch.where(on, self.momentum, 1.0).double()}
+        row = difference(on) | {MOMENTUM: where(on, self.momentum, 1.0)}
         return adaptive_recipe(
             on, "apg", table, extras=(MOMENTUM,), extra_columns=(NEXT_MOMENTUM,), mix=((self.momentum, 0.0, 1.0),),
             rows={NEXT_MOMENTUM: row}, carry={MOMENTUM: NEXT_MOMENTUM},

@@ -74,7 +74,7 @@ class BlackScholes(Guidance):
             course.steps, first=self.strike, second=1 / course.steps if self.rate is None else self.rate,
             third=self._sigmas(course), fourth=course.steps - torch.arange(course.steps),
         )  # fmt: skip
-        adaptive = Adaptive("black_scholes", table, on, self.candidates, (UNCOND, COND), given=True)
+        adaptive = Adaptive("black_scholes", table, on, SELECTED, self.candidates, (UNCOND, COND), given=True)
         rows = {SELECTED: {UNCOND: -on.double()}}
         return Recipe(
             self.branches, {UNCOND: on.double(), SELECTED: self.scale * on.double()}, rows, adaptive=adaptive

@@ -55,4 +55,4 @@ class CFGZeroStar(Guidance):
             course.steps, scale=self.scale, rescale=self.rescale, from_cond=float(self.from_cond)
         )
         recipe = adaptive_recipe(on, "zero_star", table)
-        return replace(recipe, weights={COND: (~on & ~zero).double()})
+        return replace(recipe, weights={**recipe.weights, COND: (~zero).double()})

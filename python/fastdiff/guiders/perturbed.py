@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from fastdiff.guiders._guidance import Guidance, adaptive_recipe, difference
-from fastdiff.guiders._recipe import COND, DIFFERENCE, UNCOND, Course, Recipe, active, parameters
+from fastdiff.guiders._recipe import COND, DIFFERENCE, UNCOND, Course, Recipe, active, parameters, where
 
 PERTURBED = "perturbed"
 AWAY = "cond-perturbed"
@@ -56,17 +56,15 @@ class Perturbed(Guidance):
         guided = active(self.start, self.stop, course.steps) & (self.scale != 1)
         away = active(self.perturbed_start, self.perturbed_stop, course.steps) & (self.perturbed_scale != 0)
         # u + s d = c + (s - 1) d, and alone k + s' (c - k) = c + (s' - 1) (c - k)
-        by_d = torch.where(guided, self.scale, 0.0).double()
-        by_k = torch.where(
-            away, torch.where(guided, self.perturbed_scale, self.perturbed_scale - 1), 0.0
-        ).double()
+        by_d = where(guided, self.scale - 1)
+        by_k = where(away, where(guided, self.perturbed_scale, self.perturbed_scale - 1))
         rows = {DIFFERENCE: difference(guided), AWAY: difference(away, COND, PERTURBED)}
         if not self.rescale:
-            weights = {UNCOND: guided.double(), COND: (~guided).double(), DIFFERENCE: by_d, AWAY: by_k}
+            weights = {COND: torch.ones_like(by_d), DIFFERENCE: by_d, AWAY: by_k}
             return Recipe(self.branches, weights, rows)
         on = guided | away
         table = parameters(
-            course.steps, scale=torch.where(guided, self.scale, 1.0), rescale=self.rescale, first=by_k
+            course.steps, scale=where(guided, self.scale, 1.0), rescale=self.rescale, first=by_k
         )
         rows = {DIFFERENCE: difference(on), AWAY: difference(on, COND, PERTURBED)}
         return adaptive_recipe(

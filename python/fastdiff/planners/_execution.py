@@ -140,7 +140,6 @@ class Execution:
         device: torch.device,
         dtypes: Dtypes,
         adaptive: Adaptive | None = None,
-        head_adaptive: Adaptive | None = None,
     ) -> None:
         table = program.table
         for dtype in (dtypes.x, dtypes.history, dtypes.seen):
@@ -165,11 +164,11 @@ class Execution:
             self.reductions = self.head_reductions = None
             if adaptive is not None:
                 self.reductions = Reductions(adaptive, wiring.inputs, wiring.rows, table, device, real)
-            if head_adaptive is not None and program.head is not None:
-                rows = wiring.rows[: program.head.shape[1]]
-                self.head_reductions = Reductions(
-                    head_adaptive, wiring.inputs[:-1], rows, program.head, device, real
-                )
+                if program.head is not None:
+                    rows = wiring.rows[: program.head.shape[1]]
+                    self.head_reductions = Reductions(
+                        adaptive, wiring.inputs[:-1], rows, program.head, device, real
+                    )
         self.latched = adaptive is not None and adaptive.latched
         # A momentum is added up over the run: it has the arithmetic's precision, and a start.
         self.zeroed = [slot == "momentum" for slot in wiring.history]

@@ -26,7 +26,7 @@ from fastdiff.planners._execution import (
     program_of,
     thresholded,
 )
-from fastdiff.planners._reductions import Adaptive, numel_of
+from fastdiff.planners._reductions import Adaptive, coefficients_of, numel_of, stats_of
 from fastdiff.solver.linear_step import MAX_INPUTS, MAX_ROWS, linear_step
 
 if TYPE_CHECKING:
@@ -279,7 +279,6 @@ class Plan:
             plan = self._replace(
                 table=table,
                 gate=None if self.gate is None else widened(self.gate),
-                adaptive=None if self.adaptive is None else self.adaptive.with_row(),
                 inputs=(*self.inputs, "seen"),
                 rows=(*self.rows, "seen'"),
                 carry={**self.carry, "seen": "seen'"},
@@ -459,12 +458,12 @@ class Plan:
         on_device = on.reductions
         if on_device is None or (isinstance(i, int) and not on_device.is_active[i]):
             return on.table, on.head, latch
-        stats = on_device.stats(inputs) if stats is None else stats
+        stats = stats_of(on_device, inputs) if stats is None else stats
         numel = numel_of(inputs[0])
         head, before = on.head, latch
         if on.head_reductions is not None:
-            head, _ = on.head_reductions.coefficients(stats, numel, step, before)
-        table, latch = on_device.coefficients(stats, numel, step, before)
+            head, _ = coefficients_of(on.head_reductions, stats, numel, step, before)
+        table, latch = coefficients_of(on_device, stats, numel, step, before)
         return table, head, latch
 
     def _replace(self, **changes: Any) -> Plan:
@@ -482,10 +481,7 @@ class Plan:
             program = program_of(self.table, k, x0, noise, self.learned_variance)
             if self.gate is not None:
                 program = dataclasses.replace(program, gate=self.gate[..., :-2])
-            adaptive, head = self.adaptive, None
-            if adaptive is not None and x0 is not None:
-                adaptive, head = adaptive.without_row(x0), adaptive.of_rows(x0 + 1)
-            ready = Execution(program, self.timesteps, self._wiring, device, dtypes, adaptive, head)
+            ready = Execution(program, self.timesteps, self._wiring, device, dtypes, self.adaptive)
             self._executions[device, dtype] = ready
         return ready
 
