@@ -70,6 +70,9 @@ _native.define(f"guidance_coefficients({_ARGUMENTS}) -> Tensor[]", _fake)
 # NOTE: not named `out`: dynamo gives that name a meaning of its own.
 _native.define(f"guidance_coefficients.out({_ARGUMENTS}, *, Tensor(a!)[] results) -> ()", _fake_out)
 
+# The operator itself, for callers whose tables are constants, which torch.compile cannot ask for gradients.
+launch: Any = torch.ops.fastdiff.guidance_coefficients.default
+
 
 def guidance_coefficients(
     stats: Tensor,
@@ -151,7 +154,7 @@ def guidance_coefficients(
         )
     rest = (step, latch, METHODS.index(method), numel, row, list(targets))
     if out is None:
-        return tuple(torch.ops.fastdiff.guidance_coefficients.default(stats, parameters, table, *rest))
+        return tuple(launch(stats, parameters, table, *rest))
     results = list(out)
     torch.ops.fastdiff.guidance_coefficients.out(stats, parameters, table, *rest, results=results)
     _native.mark_written(results)

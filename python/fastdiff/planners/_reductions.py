@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdiff.guidance.guidance_coefficients import guidance_coefficients
+from fastdiff.guidance.guidance_coefficients import METHODS, launch
 from fastdiff.guidance.guidance_stats import guidance_stats
 
 
@@ -62,6 +62,7 @@ class Reductions:
         self.mix = adaptive.mix or None
         self.parameters = adaptive.parameters.to(device)
         self.table = table.to(device, dtype)
+        self.method = METHODS.index(adaptive.method)
         self.row = list(rows).index(adaptive.row)
 
 
@@ -88,10 +89,7 @@ def coefficients_of(
         at = step
     else:
         tables = (on.parameters[step], on.table[step])
-    coefficients, *rest = guidance_coefficients(
-        stats, *tables, method=on.adaptive.method, numel=numel, row=on.row, targets=on.targets,
-        step=at, latch=latch,
-    )  # fmt: skip
+    coefficients, *rest = launch(stats, *tables, at, latch, on.method, numel, on.row, on.targets)
     if at is not None:
         coefficients = coefficients.expand(len(on.table), -1, -1, -1)
     return coefficients, rest[0] if rest else None
