@@ -8,6 +8,7 @@ into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs 
 from fastdiff import _native, planners, schedules
 from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
+from fastdiff.guidance import window_blend
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 
 _native.load()
@@ -21,4 +22,5 @@ __all__ = [
     "scaled_error_norm",
     "schedules",
     "use_isa",
+    "window_blend",
 ]

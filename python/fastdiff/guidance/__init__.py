@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guidance: the blends of several predictions, and the per-sample reductions that some of them need."""
 
-__all__: list[str] = []
+from fastdiff.guidance.window_blend import window_blend, window_views
+
+__all__ = ["window_blend", "window_views"]
