@@ -93,8 +93,8 @@ Shape check(const Arguments& arguments);
 // Throws Refusal: a box that is not of the views' size or leaves the image, a pixel in no box.
 std::vector<int64_t> make_table(const Arguments& arguments, const Boxes& boxes, Tile tile);
 
-// Throws Refusal. The contents can be read on the CPU only; kernels on CUDA check what they read.
-void check_table(const Arguments& arguments, const TensorView& table, Tile tile);
+// Throws Refusal. Reads the contents for the kernels of the CPU only; those of CUDA check what they read.
+void check_table(const Arguments& arguments, const TensorView& table, DeviceType kernels);
 
 // Checks the result and lays out the launch. table: [numbers] of make_table, on the device. Throws Refusal.
 Params prepare(const Arguments& arguments, const Shape& shape, const TensorView& result, const int64_t* table,

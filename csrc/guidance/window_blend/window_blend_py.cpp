@@ -46,10 +46,9 @@ void window_blend(const py::object& views, const py::object& table, const py::ob
   const Arguments arguments{x.view(), w ? &w->view() : nullptr, result.size(-2), result.size(-1)};
   const Shape shape = check(arguments);
   const Device device = x.view().device;
-  const Tile tile = tile_of(kernels_of(device));
-  check_table(arguments, lists.view(), tile);
+  check_table(arguments, lists.view(), kernels_of(device));
   const Params params = prepare(arguments, shape, result, static_cast<const int64_t*>(lists.view().data),
-                                lists.view().numel(), tile);
+                                lists.view().numel(), tile_of(kernels_of(device)));
   if (result.numel() == 0) return;
   const py::gil_scoped_release release;
 #if !FASTDIFF_SIMT

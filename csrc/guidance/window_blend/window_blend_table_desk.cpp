@@ -128,7 +128,8 @@ std::vector<int64_t> make_table(const Arguments& a, const Boxes& boxes, Tile til
   return table;
 }
 
-void check_table(const Arguments& a, const TensorView& table, Tile tile) {
+void check_table(const Arguments& a, const TensorView& table, DeviceType kernels) {
+  const Tile tile = tile_of(kernels);
   const int64_t across = (a.width + tile.columns - 1) / tile.columns;
   const int64_t tiles = (a.height + tile.rows - 1) / tile.rows * across;
   if (table.device != a.views.device)
@@ -139,7 +140,7 @@ void check_table(const Arguments& a, const TensorView& table, Tile tile) {
       numbers % kPlaceNumbers != 0)
     refuse("table must be the contiguous numbers of window_blend_table for this image, got ",
            shape_text(table));
-  if (table.device.type != DeviceType::cpu) return;
+  if (kernels != DeviceType::cpu) return;
   const auto* first = static_cast<const int64_t*>(table.data);
   const int64_t* place = first + tiles + 1;
   bool right = first[0] == 0 && first[tiles] == numbers / kPlaceNumbers;

@@ -257,7 +257,7 @@ def dlpack_arguments(
     weights: Tensor | None = None,
     circular: bool = False,
 ) -> dict[str, Any]:
-    """The keyword arguments of the torch-free ``window_blend`` on CUDA for a call of the public one, without ``out``."""
+    """The keyword arguments of the torch-free ``window_blend``, for CUDA, for a call of the public one; no ``out``."""
     from fastdiff import _C
 
     views = views if isinstance(views, Tensor) else _stack(views)
@@ -325,11 +325,11 @@ def cases(seed: int = 0) -> list[Case]:
         ((7, 0, 1, 1, 1), -math.inf),
     ):
         rough.args[0][place] = value
-    zeros = positive(18, 8, 20)
-    zeros[zeros < 0.5] = 0
-    zeros[0], zeros[2], zeros[-1] = 1, 0, 1
+    zeros = positive(18, 8, 20)  # other views lie over all pixels of every third
+    zeros[1::3] *= zeros[1::3] > 0.5
+    zeros[4] = 0
     unread = case("weights of 0 are not read", **grid, weights=zeros)
-    unread.args[0][2] = math.nan
+    unread.args[0][4] = math.nan
     unread.args[0][(zeros == 0)[:, None, None].expand(-1, 2, 3, -1, -1)] = math.inf
     odd = [
         (5, 8, 3, 10),
