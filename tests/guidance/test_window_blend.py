@@ -502,7 +502,11 @@ def test_numpy_arrays() -> None:
     assert np.array_equal(image[..., ::-1, ::-1], out)
 
 
-def test_tables_are_refused_like_boxes() -> None:
+def test_arrays_are_refused_like_tensors() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"fastdiff::window_blend: out must have at least 2 dimensions .*, got \[6\]"
+    ):
+        _C.window_blend(VIEWS, torch.tensor(TABLE), OUT[0, 0, :, 0].clone())
     with pytest.raises(RuntimeError, match="fastdiff::window_blend: boxes must cover every pixel"):
         _C.window_blend_table(VIEWS, flat(BOXES[:1] * 4), SIZE)
 

@@ -87,6 +87,9 @@ struct Params {
   int64_t numel_read() const { return views * planes * view_height * view_width * group; }
 };
 
+// With the size of a result that is there already. Throws Refusal.
+Arguments arguments_for(const TensorView& result, const TensorView& views, const TensorView* weights);
+
 // The shape of the result, after all checks but those of boxes and result. Throws Refusal.
 Shape check(const Arguments& arguments);
 

@@ -86,6 +86,12 @@ Weights weights_of(const TensorView& view) {
 
 }  // namespace
 
+Arguments arguments_for(const TensorView& result, const TensorView& views, const TensorView* weights) {
+  if (result.rank < kRowsAndColumns)
+    refuse("out must have at least 2 dimensions [*, H, W], got ", shape_text(result));
+  return {views, weights, result.size(-2), result.size(-1)};
+}
+
 Shape check(const Arguments& a) {
   const TensorView& views = a.views;
   if (!is_real_float(views.dtype))

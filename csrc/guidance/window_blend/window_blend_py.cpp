@@ -40,10 +40,7 @@ void window_blend(const py::object& views, const py::object& table, const py::ob
   std::optional<DlpackTensor> w;
   if (!weights.is_none()) w.emplace(weights, std::string(kWhere) + "weights", Access::read, stream);
   const TensorView& result = y.view();
-  if (result.rank < 2)
-    throw Refusal(std::string(kWhere) + "out must be [*, H, W], got " + shape_text(result));
-
-  const Arguments arguments{x.view(), w ? &w->view() : nullptr, result.size(-2), result.size(-1)};
+  const Arguments arguments = arguments_for(result, x.view(), w ? &w->view() : nullptr);
   const Shape shape = check(arguments);
   const Device device = x.view().device;
   check_table(arguments, lists.view(), kernels_of(device));
