@@ -22,6 +22,7 @@ struct Kept {
   std::optional<Tensor> on_device;  // CUDA
   bool is_captured = false;         // a CUDA graph reads it, for as long as the graph lives: it stays
 
+  Device device() const { return {static_cast<DeviceType>(key[0]), static_cast<int>(key[1])}; }
   const int64_t* data() const {
     return on_device ? static_cast<const int64_t*>(on_device->const_data_ptr()) : numbers.data();
   }
@@ -40,7 +41,7 @@ class Tables {
     if (found == kept_.end()) {
       kept_.push_front(build(a, boxes, key, capturing));
       found = kept_.begin();
-      forget_oldest(device);
+      forget_oldest();
     } else if (found != kept_.begin()) {
       kept_.splice(kept_.begin(), kept_, found);
     }
@@ -84,13 +85,16 @@ class Tables {
     return kept;
   }
 
-  // Drops one table too many. Its memory is free for others at once, so nothing may still read it.
-  void forget_oldest(Device device) {
+  // Drops one table too many, on the device of the new one. Its memory is free for others at once, so nothing
+  // may still read it.
+  void forget_oldest() {
     if (kept_.size() <= kMostKept) return;
-    const auto oldest =
-        std::find_if(kept_.rbegin(), kept_.rend(), [](const auto& kept) { return !kept->is_captured; });
-    if (oldest == kept_.rend() || oldest->get() == kept_.front().get()) return;
-    if (device.type == DeviceType::cuda && (*oldest)->on_device) synchronize(device.index);
+    const Kept& newest = *kept_.front();
+    const auto oldest = std::find_if(kept_.rbegin(), kept_.rend(), [&](const auto& kept) {
+      return !kept->is_captured && kept->device() == newest.device();
+    });
+    if (oldest->get() == &newest) return;
+    if (newest.on_device) synchronize(newest.device().index);
     kept_.erase(std::next(oldest).base());
   }
 
@@ -109,13 +113,15 @@ class Call {
  public:
   Call(const Tensor& views, const std::vector<int64_t>& boxes, int64_t height, int64_t width, bool circular,
        const OptionalTensor& weights)
-      : boxes_{boxes, circular} {
-    arguments_ = {view_of(kOp, "views", views), nullptr, height, width};
+      : arguments_{view_of(kOp, "views", views), nullptr, height, width},
+        on_(arguments_.views.device),
+        boxes_{boxes, circular} {
     if (weights) {
       weights_ = view_of(kOp, "weights", *weights);
       arguments_.weights = &weights_;
     }
     shape_ = check(arguments_);
+    table_ = tables().find(arguments_, boxes_, on_.stream());
   }
   Call(const Call&) = delete;
 
@@ -126,17 +132,13 @@ class Call {
     return empty_output(like, shape_.rank, shape_.size, x.dtype);
   }
 
-  // Writes to `given`, or makes a result first if there is none.
-  void run(const TensorView* given, std::optional<Tensor>& made) const {
+  void run(const Tensor& out) const {
+    const TensorView result = view_of(kOp, "out", out);
     const Device device = arguments_.views.device;
-    const On on(device);
-    const std::shared_ptr<const Kept> table = tables().find(arguments_, boxes_, on.stream());
-    if (given == nullptr) made = make_result();
-    const TensorView result = given ? *given : view_of(kOp, "out", *made);
-    const Params params = prepare(arguments_, shape_, result, table->data(),
-                                  static_cast<int64_t>(table->numbers.size()), tile_of(device.type));
+    const Params params = prepare(arguments_, shape_, result, table_->data(),
+                                  static_cast<int64_t>(table_->numbers.size()), tile_of(device.type));
     if (result.numel() == 0) return;
-    if (device.type == DeviceType::cuda) return launch_cuda(params, device.index, on.stream());
+    if (device.type == DeviceType::cuda) return launch_cuda(params, device.index, on_.stream());
     const int64_t units = params.units();
     parallel_ranges(units, 1, params.numel_read() < kSerialNumel ? units + 1 : 1,
                     [&](int64_t begin, int64_t end) { isa::run<Cpu>(params, begin, end); });
@@ -144,23 +146,24 @@ class Call {
 
  private:
   Arguments arguments_;
+  On on_;
   Boxes boxes_;
   TensorView weights_;
   Shape shape_;
+  std::shared_ptr<const Kept> table_;
 };
 
 Tensor functional(Tensor views, std::vector<int64_t> boxes, int64_t height, int64_t width, bool circular,
                   OptionalTensor weights) {
-  std::optional<Tensor> result;
-  Call(views, boxes, height, width, circular, weights).run(nullptr, result);
-  return *result;
+  const Call call(views, boxes, height, width, circular, weights);
+  Tensor result = call.make_result();
+  call.run(result);
+  return result;
 }
 
 void out(Tensor views, std::vector<int64_t> boxes, int64_t height, int64_t width, bool circular,
          OptionalTensor weights, Tensor result) {
-  const TensorView view = view_of(kOp, "out", result);
-  std::optional<Tensor> none;
-  Call(views, boxes, height, width, circular, weights).run(&view, none);
+  Call(views, boxes, height, width, circular, weights).run(result);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {
