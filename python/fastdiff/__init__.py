@@ -8,7 +8,7 @@ into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs 
 from fastdiff import _native, guidance, planners, schedules
 from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
-from fastdiff.guidance import guidance_coefficients, guidance_stats
+from fastdiff.guidance import guidance_coefficients, guidance_stats, window_blend
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 
 _native.load()
@@ -25,4 +25,5 @@ __all__ = [
     "scaled_error_norm",
     "schedules",
     "use_isa",
+    "window_blend",
 ]

@@ -7,6 +7,7 @@ The classes are called on predictions, ``g(cond, uncond, ...) -> guided``, or ha
 
 from fastdiff.guidance.guidance_coefficients import call_price, guidance_coefficients
 from fastdiff.guidance.guidance_stats import cosine, guidance_stats
+from fastdiff.guidance.window_blend import window_blend, window_views
 
 from fastdiff.guiders import (  # isort: skip  (they use the operators above)
     APG,
@@ -58,4 +59,6 @@ __all__ = [
     "fit_linear_ag",
     "guidance_coefficients",
     "guidance_stats",
+    "window_blend",
+    "window_views",
 ]
