@@ -46,19 +46,23 @@ def solver_2m_coefficients(plan: Plan, i: int) -> list[float]:
     return [sigmas[i], alphas[i], sigmas[i + 1] / sigmas[i], drift, 0.5 * drift, h / h_0]
 
 
+def solver_2m(sample: Tensor, model_output: Tensor, m1: Tensor, *numbers: Number) -> Sequence[Tensor]:
+    """`convert_model_output` (epsilon) and `multistep_dpm_solver_second_order_update`."""
+    k = Solver2M(*numbers)
+    m0 = (sample - k.sigma * model_output) / k.alpha
+    sample = sample.to(torch.float32)
+    d0, d1 = m0, k.inverse_r0 * (m0 - m1)
+    x_t = k.ratio * sample - k.drift * d0 - k.half_drift * d1
+    return x_t.to(m0.dtype), m0
+
+
 def cfg_solver_2m(scale: float) -> Expression:
-    """The guidance line, `convert_model_output` (epsilon) and `multistep_dpm_solver_second_order_update`."""
+    """The guidance line and :func:`solver_2m`."""
 
     def expression(
         sample: Tensor, uncond: Tensor, cond: Tensor, m1: Tensor, *numbers: Number
     ) -> Sequence[Tensor]:
-        k = Solver2M(*numbers)
-        model_output = guided(uncond, cond, scale)
-        m0 = (sample - k.sigma * model_output) / k.alpha
-        sample = sample.to(torch.float32)
-        d0, d1 = m0, k.inverse_r0 * (m0 - m1)
-        x_t = k.ratio * sample - k.drift * d0 - k.half_drift * d1
-        return x_t.to(m0.dtype), m0
+        return solver_2m(sample, guided(uncond, cond, scale), m1, *numbers)
 
     return expression
 

@@ -225,7 +225,7 @@ def target_text(target: Target) -> str:
     if target.seconds is not None:
         return f"{target.name} ≤ {time_text(target.seconds)}"
     subject = "the bandwidth of copy_" if target.name == COPY else target.name
-    return f"≥ {target.factor:g}× {subject}"
+    return f"≥ {target.factor:.3g}× {subject}"
 
 
 def _measured_text(row: Row, target: Target) -> str:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from fastdiff.bench import kit, linear_step, linear_step_peers, main, report
+from fastdiff.bench import kit, linear_step, main, report
 from fastdiff.bench.kit import Call, Case, Contender, Measurement, Row, Target, Verdict
 
 CPU = torch.device("cpu")
@@ -126,16 +127,24 @@ def test_cases_have_distinct_ids() -> None:
     assert "linear_step/cfg_dpmpp_2m/1x4x64x64/bf16" in ids
 
 
-SMALL = [c for c in main.all_cases() if math.prod(c.shape) <= 4 * 64 * 64]
+def is_small(case: Case) -> bool:
+    """Quick to check; guidance has no smaller shapes."""
+    limit = main.QUICK_ELEMENTS if case.op.startswith("guidance") else 4 * 64 * 64
+    return math.prod(case.shape) <= limit
 
 
-@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.id)
+def uncompiled(function: Any = None, **_: object) -> Any:
+    """In place of `torch.compile`, which takes seconds and is torch's: the expression as it is."""
+    return function or uncompiled
+
+
+@pytest.mark.parametrize("case", filter(is_small, main.all_cases()), ids=lambda c: c.id)
 def test_every_contender_is_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Compilation takes seconds and is torch's; the expression that it compiles runs here as it is.
-    monkeypatch.setattr(linear_step_peers, "compiled", linear_step_peers.with_tensors)
+    monkeypatch.setattr(torch, "compile", uncompiled)
     with torch.no_grad():
         contenders = case.build(CPU)
-        rivals = {"diffusers step"} if case.panel else {"eager", "torch.compile"}
+        is_loop = case.id.startswith("linear_step/step_")
+        rivals = {"diffusers step"} if is_loop else {"eager", "torch.compile"}
         assert {c.name for c in contenders} >= {"fastdiff", *rivals}
         assert {c.name: kit.verify(c).wrong for c in contenders} == {c.name: None for c in contenders}
 
