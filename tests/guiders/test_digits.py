@@ -19,9 +19,9 @@ DIGITS = torch.arange(digits.NUM_CLASSES)
 #: [branch, sample]: no label, the digit, another digit.
 LABELS = torch.stack([torch.full_like(DIGITS, digits.NULL_LABEL), DIGITS, (DIGITS + 3) % 10])
 MODEL = digits.load_digits_denoiser()
-# A convolution of more images may be computed in another order: relative 1e-6 per evaluation of this network in fp32,
-# which 20 steps leave at about that.
-ROUNDING = 1e-4
+# Batches of different sizes may be computed in different orders: 1e-6 was seen at the end of a run, with room for other
+# CPUs. No cosine below comes nearer to the threshold than 5e-4.
+ROUNDING = 1e-5
 
 
 @pytest.fixture(autouse=True)
