@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdiff.guiders._guidance import Guidance, Predictions, Source
 from fastdiff.guiders._recipe import Course, Recipe
+from fastdiff.guiders._rows import Rows, evaluate
 from fastdiff.planners.plan import Plan
 
 
@@ -65,8 +67,15 @@ class Banded(Guidance):
         return plan
 
     def source(self, plan: Plan, model: Any) -> Source:
+        def predictions(x: Tensor, t: Tensor) -> Predictions:
+            if not isinstance(model, Rows):
+                return tuple(model(x, t))
+            count = len(self.guidances[0].branches)
+            everyone = torch.arange(len(x), device=x.device)
+            return evaluate(model, x, t, dict.fromkeys(range(count), everyone), count)
+
         def source(i: int, x: Tensor, t: Tensor, _: Predictions) -> Tensor:
-            uncond, cond, *others = model(x, t)
+            uncond, cond, *others = predictions(x, t)
             return self(cond, uncond, *others, step=i, steps=plan.steps, t=float(plan.timesteps[i]))
 
         return source
