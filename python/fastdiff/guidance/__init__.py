@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guidance: the blends of several predictions, and the per-sample reductions that some of them need."""
 
-__all__: list[str] = []
+from fastdiff.guidance.channel_affine import channel_affine
+
+__all__ = ["channel_affine"]
