@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 WEIGHTS = {"adain": (1.0, 0.0), "content_aware": (0.6, 0.4)}
 TITLES = {"adain": "AdaIN", "content_aware": "content-aware AdaIN"}
 EPS = 1e-4
-ROUNDOFFS = 16.0  # eager rounds after every operation
+ROUNDOFFS = 64.0  # eager rounds after every operation; the sums of torch.compile in channels_last have more
 
 
 def cases() -> list[Case]:

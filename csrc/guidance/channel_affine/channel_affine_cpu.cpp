@@ -67,16 +67,31 @@ struct SumsAbout {
   }
 };
 
-// The tree of reduce.h over lanes of W elements each, those of other planes side by side.
-template <class T, int W>
-void add_lanes(T* lane) {
-  using L = Lanes<T>;
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    int e = 0;
-    for (; e + L::width <= half * W; e += L::width)
-      L::store(lane + e, L::load(lane + e) + L::load(lane + e + half * W));
-    for (; e < half * W; ++e) lane[e] = lane[e] + lane[e + half * W];
+// Constant trip counts, or the compiler would put loops around single additions.
+template <int kHalf, class T>
+void add_few(T* lane) {
+  if constexpr (kHalf > 0) {
+    for (int e = 0; e < kHalf; ++e) lane[e] = lane[e] + lane[e + kHalf];
+    add_few<kHalf / 2>(lane);
   }
+}
+
+// The tree of reduce.h over the first lanes, a power of two; all others are 0. A lane is W elements, those of
+// planes side by side.
+template <class T, int W>
+void add_lanes(T* lane, int lanes) {
+  using L = Lanes<T>;
+  int half = lanes / 2;
+  for (; half > 0 && half * W >= L::width; half /= 2)
+    for (int e = 0; e < half * W; e += L::width)
+      L::store(lane + e, L::load(lane + e) + L::load(lane + e + half * W));
+  if constexpr (W == 1) add_few<L::width / 2>(lane);
+}
+
+int used_lanes(int count) {
+  int lanes = 1;
+  while (lanes < kLanes && lanes < count) lanes *= 2;
+  return lanes;
 }
 
 // Sums of consecutive elements, into lane[k][0].
@@ -90,12 +105,13 @@ class Row {
   Row(const Terms<V>& terms, const Terms<T>& one) : terms_(terms), one_(one) {}
 
   void add(const S* x, int count) {
+    const int used = used_lanes(count);
     if (count == kChunk) {
       add_all(x);
     } else {
-      add_some(x, count);
+      add_some(x, count, used);
     }
-    for (auto& lane : lanes_) add_lanes<T, 1>(lane);
+    for (auto& lane : lanes_) add_lanes<T, 1>(lane, used);
   }
 
   T operator[](int k) const { return lanes_[k][0]; }
@@ -118,8 +134,8 @@ class Row {
     }
   }
 
-  void add_some(const S* x, int count) {
-    for (auto& lane : lanes_) std::fill_n(lane, kLanes, T(0));
+  void add_some(const S* x, int count, int used) {
+    for (auto& lane : lanes_) std::fill_n(lane, std::max(used, L::width), T(0));
     int e = 0;
     for (; e + L::width <= count; e += L::width) {
       const int lane = e % kLanes;
@@ -159,6 +175,26 @@ bool is_direct(const Planes& t) {
   return (t.dtype == DType::f64) == (sizeof(T) == sizeof(double));
 }
 
+// Elements of an innermost run into a block.
+template <class T>
+void gather(const Planes& t, int64_t offset, int count, T* block) {
+  if (t.stride[0] == 1 || !is_direct<T>(t))
+    return load_run(t.data, t.dtype, offset, t.stride[0], count, block);
+  // As load_run, with the dtype known outside of the loop.
+  with_storage<T>(t.dtype, [&]<class S>(S) {
+    const S* const x = static_cast<const S*>(t.data) + offset;
+    for (int e = 0; e < count; ++e) block[e] = value_of(x[e * t.stride[0]]);
+  });
+}
+
+template <class T>
+void scatter(const Planes& t, int64_t offset, int count, const T* block) {
+  with_storage<T>(t.dtype, [&]<class S>(S) {
+    S* const y = static_cast<S*>(t.data) + offset;
+    for (int e = 0; e < count; ++e) set(y[e * t.stride[0]], block[e]);
+  });
+}
+
 template <class T>
 Piece measure_one(const Planes& t, int64_t base, int64_t first, int count) {
   Piece piece;
@@ -169,9 +205,8 @@ Piece measure_one(const Planes& t, int64_t base, int64_t first, int count) {
     return piece;
   }
   alignas(64) T block[kChunk];
-  for_each_run(t.dims, t.size, t.stride, first, count, [&](int64_t offset, int at, int run) {
-    load_run(t.data, t.dtype, base + offset, t.stride[0], run, block + at);
-  });
+  for_each_run(t.dims, t.size, t.stride, first, count,
+               [&](int64_t offset, int at, int run) { gather(t, base + offset, run, block + at); });
   return measure_row<T>(block, count);
 }
 
@@ -191,7 +226,8 @@ void add_across(const Planes& t, const S* x, int64_t first, int count, const Ter
       for (int k = 0; k < kSums; ++k) L::store(lanes[k] + lane, sum[k]);
     }
   });
-  for (auto& lane : lanes) add_lanes<T, L::width>(lane);
+  const int used = used_lanes(count);
+  for (auto& lane : lanes) add_lanes<T, L::width>(lane, used);
 }
 
 template <class T, class S>
@@ -306,14 +342,11 @@ void write_one(const Params& p, const Apply<T>& f, int64_t x_base, int64_t y_bas
   alignas(64) T block[kChunk];
   for (int64_t first = begin; first < end; first += kChunk) {
     const int count = static_cast<int>(std::min<int64_t>(kChunk, end - first));
-    for_each_run(x.dims, x.size, x.stride, first, count, [&](int64_t offset, int at, int run) {
-      load_run(x.data, x.dtype, x_base + offset, x.stride[0], run, block + at);
-    });
+    for_each_run(x.dims, x.size, x.stride, first, count,
+                 [&](int64_t offset, int at, int run) { gather(x, x_base + offset, run, block + at); });
     write_row(f, block, block, count, false);
-    for_each_run(y.dims, y.size, y.stride, first, count, [&](int64_t offset, int at, int run) {
-      for (int e = 0; e < run; ++e)
-        store_as<T>(y.data, y.dtype, y_base + offset + e * y.stride[0], block[at + e]);
-    });
+    for_each_run(y.dims, y.size, y.stride, first, count,
+                 [&](int64_t offset, int at, int run) { scatter(y, y_base + offset, run, block + at); });
   }
 }
 
