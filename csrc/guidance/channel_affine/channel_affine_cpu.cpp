@@ -5,6 +5,7 @@
 // registers with their neighbours along the row; where the channels lie side by side (channels_last) a
 // register holds that many channels of one element. Both add in the same order.
 #include <algorithm>
+#include <bit>
 
 #include "core/runs.h"
 #include "guidance/channel_affine/channel_affine_math.h"
@@ -68,33 +69,43 @@ struct SumsAbout {
 };
 
 // Constant trip counts, or the compiler would put loops around single additions.
-template <int kHalf, class T>
-void add_few(T* lane) {
-  if constexpr (kHalf > 0) {
-    for (int e = 0; e < kHalf; ++e) lane[e] = lane[e] + lane[e + kHalf];
-    add_few<kHalf / 2>(lane);
-  }
+template <int kCount, class T>
+T add_few(T* x) {
+  constexpr int kHalf = kCount / 2;
+  for (int e = 0; e < kHalf; ++e) x[e] = x[e] + x[e + kHalf];
+  if constexpr (kHalf > 1) return add_few<kHalf>(x);
+  return x[0];
 }
 
-// The tree of reduce.h over the first lanes, a power of two; all others are 0. A lane is W elements, those of
-// planes side by side.
-template <class T, int W>
-void add_lanes(T* lane, int lanes) {
+// The tree of reduce.h over the first lanes, a power of two; all others are 0. At most kRegisters hold them.
+template <int kRegisters, class T>
+T tree(const T* lane, int used) {
   using L = Lanes<T>;
-  int half = lanes / 2;
-  for (; half > 0 && half * W >= L::width; half /= 2)
-    for (int e = 0; e < half * W; e += L::width)
-      L::store(lane + e, L::load(lane + e) + L::load(lane + e + half * W));
-  if constexpr (W == 1) add_few<L::width / 2>(lane);
+  if constexpr (kRegisters > 1)
+    if (2 * used <= kRegisters * L::width) return tree<kRegisters / 2>(lane, used);
+  typename L::V v[kRegisters];
+  for (int r = 0; r < kRegisters; ++r) v[r] = L::load(lane + r * L::width);
+  for (int half = kRegisters / 2; half > 0; half /= 2)
+    for (int r = 0; r < half; ++r) v[r] = v[r] + v[r + half];
+  alignas(64) T rest[L::width];
+  L::store(rest, v[0]);
+  return add_few<L::width>(rest);
+}
+
+// The same where a lane is a register of planes side by side; the sums are in the first one.
+template <class T>
+void tree_across(T* lane, int used) {
+  using L = Lanes<T>;
+  for (int half = used / 2; half > 0; half /= 2)
+    for (int e = 0; e < half * L::width; e += L::width)
+      L::store(lane + e, L::load(lane + e) + L::load(lane + e + half * L::width));
 }
 
 int used_lanes(int count) {
-  int lanes = 1;
-  while (lanes < kLanes && lanes < count) lanes *= 2;
-  return lanes;
+  return std::min<int>(kLanes, static_cast<int>(std::bit_ceil(static_cast<unsigned>(count))));
 }
 
-// Sums of consecutive elements, into lane[k][0].
+// Sums of consecutive elements.
 template <class T, class S, template <class> class Terms>
 class Row {
   using L = Lanes<T>;
@@ -106,51 +117,45 @@ class Row {
 
   void add(const S* x, int count) {
     const int used = used_lanes(count);
-    if (count == kChunk) {
-      add_all(x);
-    } else {
-      add_some(x, count, used);
+    int rest = count;
+    for (int lane = 0; lane < used; lane += kGroup) {
+      const int cut = add_group(x, lane, count);
+      if (cut < count) rest = cut;
     }
-    for (auto& lane : lanes_) add_lanes<T, 1>(lane, used);
+    for (; rest + L::width <= count; rest += L::width) {
+      V sum[kSums];
+      for (int k = 0; k < kSums; ++k) sum[k] = L::load(lanes_[k] + rest % kLanes);
+      terms_(L::load(x + rest), sum);
+      for (int k = 0; k < kSums; ++k) L::store(lanes_[k] + rest % kLanes, sum[k]);
+    }
+    for (; rest < count; ++rest) {
+      T sum[kSums];
+      for (int k = 0; k < kSums; ++k) sum[k] = lanes_[k][rest % kLanes];
+      one_(value_of(x[rest]), sum);
+      for (int k = 0; k < kSums; ++k) lanes_[k][rest % kLanes] = sum[k];
+    }
+    for (int k = 0; k < kSums; ++k) sums[k] = tree<kLanes / L::width>(lanes_[k], used);
   }
 
-  T operator[](int k) const { return lanes_[k][0]; }
+  T sums[kSums];
 
  private:
-  // As many lanes at a time as leave registers for everything else.
-  void add_all(const S* x) {
-    constexpr int kRegisters = 8 / kSums;
-    static_assert(kLanes % (kRegisters * L::width) == 0);
-    for (int lane = 0; lane < kLanes; lane += kRegisters * L::width) {
-      V sum[kRegisters][kSums];
-      for (auto& own : sum)
-        for (V& s : own) s = splat<V>(T(0));
-      for (int e = lane; e < kChunk; e += kLanes) {
-#pragma GCC unroll 8
-        for (int r = 0; r < kRegisters; ++r) terms_(L::load(x + e + r * L::width), sum[r]);
-      }
-      for (int r = 0; r < kRegisters; ++r)
-        for (int k = 0; k < kSums; ++k) L::store(lanes_[k] + lane + r * L::width, sum[r][k]);
-    }
-  }
+  static constexpr int kRegisters = 4;  // for each sum: enough to keep the adders busy
+  static constexpr int kGroup = kRegisters * L::width;
+  static_assert(kLanes % kGroup == 0);
 
-  void add_some(const S* x, int count, int used) {
-    for (auto& lane : lanes_) std::fill_n(lane, std::max(used, L::width), T(0));
-    int e = 0;
-    for (; e + L::width <= count; e += L::width) {
-      const int lane = e % kLanes;
-      V sum[kSums];
-      for (int k = 0; k < kSums; ++k) sum[k] = L::load(lanes_[k] + lane);
-      terms_(L::load(x + e), sum);
-      for (int k = 0; k < kSums; ++k) L::store(lanes_[k] + lane, sum[k]);
-    }
-    for (; e < count; ++e) {
-      const int lane = e % kLanes;
-      T sum[kSums];
-      for (int k = 0; k < kSums; ++k) sum[k] = lanes_[k][lane];
-      one_(value_of(x[e]), sum);
-      for (int k = 0; k < kSums; ++k) lanes_[k][lane] = sum[k];
-    }
+  // The turns that a group of lanes is in as a whole. Returns where the next one would be: of all groups, one
+  // at most is cut by the end of the elements.
+  int add_group(const S* x, int lane, int count) {
+    V sum[kRegisters][kSums];
+    for (auto& own : sum)
+      for (V& s : own) s = splat<V>(T(0));
+    int e = lane;
+    for (; e + kGroup <= count; e += kLanes)
+      for (int r = 0; r < kRegisters; ++r) terms_(L::load(x + e + r * L::width), sum[r]);
+    for (int r = 0; r < kRegisters; ++r)
+      for (int k = 0; k < kSums; ++k) L::store(lanes_[k] + lane + r * L::width, sum[r][k]);
+    return e;
   }
 
   const Terms<V> terms_;
@@ -163,10 +168,10 @@ Piece measure_row(const S* x, int count) {
   using V = typename Lanes<T>::V;
   Row<T, S, Sum> sum({}, {});
   sum.add(x, count);
-  const T mean = div(sum[0], static_cast<T>(count));
+  const T mean = div(sum.sums[0], static_cast<T>(count));
   Row<T, S, SumsAbout> about({splat<V>(mean)}, {mean});
   about.add(x, count);
-  return {static_cast<double>(mean), static_cast<double>(about[0]), static_cast<double>(about[1])};
+  return {static_cast<double>(mean), static_cast<double>(about.sums[0]), static_cast<double>(about.sums[1])};
 }
 
 // Whether with_storage<T> gives the type that the elements have.
@@ -196,14 +201,7 @@ void scatter(const Planes& t, int64_t offset, int count, const T* block) {
 }
 
 template <class T>
-Piece measure_one(const Planes& t, int64_t base, int64_t first, int count) {
-  Piece piece;
-  if (is_contiguous(t) && is_direct<T>(t)) {
-    with_storage<T>(t.dtype, [&]<class S>(S) {
-      piece = measure_row<T>(static_cast<const S*>(t.data) + base + first, count);
-    });
-    return piece;
-  }
+Piece measure_gathered(const Planes& t, int64_t base, int64_t first, int count) {
   alignas(64) T block[kChunk];
   for_each_run(t.dims, t.size, t.stride, first, count,
                [&](int64_t offset, int at, int run) { gather(t, base + offset, run, block + at); });
@@ -216,7 +214,8 @@ void add_across(const Planes& t, const S* x, int64_t first, int count, const Ter
                 T (&lanes)[Terms::count][kLanes * Lanes<T>::width]) {
   using L = Lanes<T>;
   constexpr int kSums = Terms::count;
-  for (auto& lane : lanes) std::fill_n(lane, kLanes * L::width, T(0));
+  const int used = used_lanes(count);
+  for (auto& lane : lanes) std::fill_n(lane, used * L::width, T(0));
   for_each_run(t.dims, t.size, t.stride, first, count, [&](int64_t offset, int at, int run) {
     for (int e = 0; e < run; ++e) {
       const int lane = (at + e) % kLanes * L::width;
@@ -226,8 +225,7 @@ void add_across(const Planes& t, const S* x, int64_t first, int count, const Ter
       for (int k = 0; k < kSums; ++k) L::store(lanes[k] + lane, sum[k]);
     }
   });
-  const int used = used_lanes(count);
-  for (auto& lane : lanes) add_lanes<T, L::width>(lane, used);
+  for (auto& lane : lanes) tree_across(lane, used);
 }
 
 template <class T, class S>
@@ -254,14 +252,19 @@ void measure_chunk(const Planes& t, bool across, int64_t sample, int64_t channel
   with_arithmetic(t.wide, [&]<class T>(T) {
     constexpr int kWidth = Lanes<T>::width;
     int c = 0;
-    if (across && is_direct<T>(t))
+    if (is_direct<T>(t))
       with_storage<T>(t.dtype, [&]<class S>(S) {
-        for (; c + kWidth <= channels; c += kWidth)
-          measure_across<T>(t, static_cast<const S*>(t.data) + base + c, first, count, pieces + c * pitch,
-                            pitch);
+        const S* const x = static_cast<const S*>(t.data) + base;
+        if (across) {
+          for (; c + kWidth <= channels; c += kWidth)
+            measure_across<T>(t, x + c, first, count, pieces + c * pitch, pitch);
+        } else if (is_contiguous(t)) {
+          for (; c < channels; ++c)
+            pieces[c * pitch] = measure_row<T>(x + c * t.channel_stride + first, count);
+        }
       });
     for (; c < channels; ++c)
-      pieces[c * pitch] = measure_one<T>(t, base + c * t.channel_stride, first, count);
+      pieces[c * pitch] = measure_gathered<T>(t, base + c * t.channel_stride, first, count);
   });
 }
 
@@ -288,11 +291,21 @@ Moments moments_of(const Piece* pieces, int64_t numel) {
   return {mean.number, deviation_of(squares, numel)};
 }
 
+// The same for planes of one chunk each: nothing to add, and so a loop that compilers vectorise.
+void moments_of_ones(const Piece* pieces, int channels, int64_t numel, Moments* moments) {
+  for (int c = 0; c < channels; ++c) {
+    const AboutNumber guess{pieces + c, numel, pieces[c].mean};
+    const AboutNumber mean{pieces + c, numel, mean_of(guess.number, guess.sum(0), numel)};
+    moments[c] = {mean.number, deviation_of(mean.squares(0), numel)};
+  }
+}
+
 void measure(const Planes& t, bool across, int64_t sample, int64_t channel, int channels, Piece* pieces,
              Moments* moments) {
   const int64_t chunks = chunks_of(t.numel);
   for (int64_t chunk = 0; chunk < chunks; ++chunk)
     measure_chunk(t, across, sample, channel, channels, chunk, pieces + chunk, chunks);
+  if (chunks == 1) return moments_of_ones(pieces, channels, t.numel, moments);
   for (int c = 0; c < channels; ++c) moments[c] = moments_of(pieces + c * chunks, t.numel);
 }
 
@@ -331,14 +344,8 @@ void write_row(const Apply<T>& f, const S* x, S* y, int64_t count, bool stream) 
 }
 
 template <class T>
-void write_one(const Params& p, const Apply<T>& f, int64_t x_base, int64_t y_base, int64_t begin,
-               int64_t end) {
-  const Planes &x = p.x, &y = p.y;
-  if (is_contiguous(x) && is_contiguous(y))
-    return with_storage<T>(x.dtype, [&]<class S>(S) {
-      write_row(f, static_cast<const S*>(x.data) + x_base + begin, static_cast<S*>(y.data) + y_base + begin,
-                end - begin, p.stream);
-    });
+void write_gathered(const Planes& x, const Planes& y, const Apply<T>& f, int64_t x_base, int64_t y_base,
+                    int64_t begin, int64_t end) {
   alignas(64) T block[kChunk];
   for (int64_t first = begin; first < end; first += kChunk) {
     const int count = static_cast<int>(std::min<int64_t>(kChunk, end - first));
@@ -383,15 +390,21 @@ void write(const Params& p, bool across, int64_t sample, int64_t channel, int ch
   with_arithmetic(x.wide, [&]<class T>(T) {
     constexpr int kWidth = Lanes<T>::width;
     int c = 0;
-    if (across && lie_alike(x, y))
-      with_storage<T>(x.dtype, [&]<class S>(S) {
+    with_storage<T>(x.dtype, [&]<class S>(S) {
+      const S* const from = static_cast<const S*>(x.data) + x_base;
+      S* const to = static_cast<S*>(y.data) + y_base;
+      if (across && lie_alike(x, y)) {
         for (; c + kWidth <= channels; c += kWidth)
-          write_across<T>(x, affine + c, static_cast<const S*>(x.data) + x_base + c,
-                          static_cast<S*>(y.data) + y_base + c, begin, end);
-      });
+          write_across<T>(x, affine + c, from + c, to + c, begin, end);
+      } else if (is_contiguous(x) && is_contiguous(y)) {
+        for (; c < channels; ++c)
+          write_row(Apply<T>(affine[c]), from + c * x.channel_stride + begin,
+                    to + c * y.channel_stride + begin, end - begin, p.stream);
+      }
+    });
     for (; c < channels; ++c)
-      write_one(p, Apply<T>(affine[c]), x_base + c * x.channel_stride, y_base + c * y.channel_stride, begin,
-                end);
+      write_gathered(x, y, Apply<T>(affine[c]), x_base + c * x.channel_stride, y_base + c * y.channel_stride,
+                     begin, end);
   });
 }
 
@@ -405,7 +418,7 @@ void run_group(const Params& p, const Shares& shares, int64_t group, Piece* piec
   const int64_t first_sample = group / shares.panels, channel = group % shares.panels * shares.width;
   const int64_t end_sample = p.style_samples == 1 ? p.samples : first_sample + 1;
   const int channels = channels_from(p, shares, channel);
-  const int step = shares.x_across ? channels : 1;
+  const int step = shares.together ? channels : 1;
   Moments target[kPanel], content[kPanel];
   Affine affine[kPanel];
   if (has_style(p)) measure(p.style, shares.style_across, first_sample, channel, channels, pieces, target);

@@ -121,9 +121,14 @@ inline bool is_across(const Planes& t, int64_t channels) {
   return t.channel_stride == 1 && channels > 1 && !is_contiguous(t);
 }
 
+// A panel of planes fits into the cache whole.
+inline bool is_small(const Params& p) {
+  return p.x.numel <= kChunk && p.style.numel <= kChunk;
+}
+
 // ---- shares of the work on the CPU ----------------------------------------------------------------
 
-inline constexpr int kPanel = 32;                   // channels side by side that are worked on together
+inline constexpr int kPanel = 32;                   // channels that are worked on together
 inline constexpr int64_t kSerialNumel = 32 * 1024;  // fewer elements are not worth a second thread
 inline constexpr int64_t kPartsPerThread = 4;       // evens out what threads get to do
 inline constexpr int64_t kStackPieces = 256;
@@ -132,6 +137,7 @@ inline constexpr int64_t kStackPieces = 256;
 // panel of channels of one sample, or of all samples where they have one style, which is then read once.
 struct Shares {
   bool x_across, style_across;  // is_across
+  bool together;                // measure a panel's planes of x, then write them; else plane by plane
   bool within;                  // groups are too few for the threads: these share each plane's chunks
   int width;                    // channels of a panel
   int64_t panels, groups, parts;
@@ -140,7 +146,8 @@ struct Shares {
   Shares(const Params& p, int threads)
       : x_across(is_across(p.x, p.channels)),
         style_across(has_style(p) && is_across(p.style, p.channels)),
-        width(x_across || style_across ? kPanel : 1),
+        together(x_across || is_small(p)),
+        width(together || style_across ? kPanel : 1),
         panels((p.channels + width - 1) / width),
         groups(panels * (p.style_samples == 1 ? 1 : p.samples)) {
     const int64_t planes = p.samples * p.channels, numel = planes * p.x.numel;
@@ -149,8 +156,8 @@ struct Shares {
     const bool splits_evenly = groups % threads == 0 || groups >= kPartsPerThread * threads;
     within = !alone && !splits_evenly && (numel + of_style) / groups >= kSerialNumel;
     parts = alone ? 1 : groups < kPartsPerThread * threads ? groups : kPartsPerThread * threads;
-    const int64_t of_x = chunks_of(p.x.numel) * (x_across ? width : 1);
-    const int64_t others = chunks_of(p.style.numel) * (style_across ? width : 1);
+    const int64_t of_x = chunks_of(p.x.numel) * (together ? width : 1);
+    const int64_t others = chunks_of(p.style.numel) * width;
     pieces = of_x > others ? of_x : others;
   }
 };
