@@ -8,13 +8,14 @@ into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs 
 from fastdiff import _native, guidance, planners, schedules
 from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
-from fastdiff.guidance import guidance_coefficients, guidance_stats, window_blend
+from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 
 _native.load()
 
 __all__ = [
     "__version__",
+    "channel_affine",
     "dynamic_threshold",
     "guidance",
     "guidance_coefficients",

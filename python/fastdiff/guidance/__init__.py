@@ -5,6 +5,7 @@ The classes are called on predictions, ``g(cond, uncond, ...) -> guided``, or ha
 ``plan.run(model, x, guidance=g)``; the operators under them are here too.
 """
 
+from fastdiff.guidance.channel_affine import channel_affine
 from fastdiff.guidance.guidance_coefficients import call_price, guidance_coefficients
 from fastdiff.guidance.guidance_stats import cosine, guidance_stats
 from fastdiff.guidance.window_blend import window_blend, window_views
@@ -55,6 +56,7 @@ __all__ = [
     "RescaledCFG",
     "Rows",
     "call_price",
+    "channel_affine",
     "cosine",
     "fit_linear_ag",
     "guidance_coefficients",
