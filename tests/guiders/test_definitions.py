@@ -46,8 +46,9 @@ METHODS: dict[str, tuple[G.Guidance, int, Definition]] = {
     "APG from c, rescaled": (
         G.APG(7.3, eta=-0.5, from_cond=True, rescale=0.4), 2,
         lambda c, u: want.rescale(want.apg(c, u, 7.3, -0.5, 15.0, from_cond=True), c, 0.4)),
-    "CFGZeroStar": (G.CFGZeroStar(7.3), 2, lambda c, u: want.zero_star(c, u, 7.3)),
-    "CFGZeroStar from c": (G.CFGZeroStar(7.3, from_cond=True), 2, lambda c, u: want.zero_star(c, u, 7.3, True)),
+    "CFGZeroStar": (G.CFGZeroStar(7.3, zero_init_steps=0), 2, lambda c, u: want.zero_star(c, u, 7.3)),
+    "CFGZeroStar from c": (
+        G.CFGZeroStar(7.3, zero_init_steps=0, from_cond=True), 2, lambda c, u: want.zero_star(c, u, 7.3, True)),
     "TCFG": (G.TCFG(7.3), 2, lambda c, u: want.tangential(c, u, 7.3)),
     "TCFG from c, rescaled": (
         G.TCFG(7.3, from_cond=True, rescale=0.3), 2,

@@ -133,11 +133,30 @@ def course_of(plan: Plan) -> Course:
     """What a guidance may ask about this plan."""
     return Course(
         plan.steps,
-        tuple(float(t) for t in plan.timesteps),
+        tuple(map(float, plan.timesteps.tolist())),
         tuple(plan.alphas.tolist()),
         tuple(plan.sigmas.tolist()),
         plan.prediction,
     )
+
+
+def is_single(plan: Plan) -> bool:
+    """Whether a step is x' = a x + p prediction + noise z: no history, nothing clipped, not guided."""
+    clips = bool(torch.isfinite(plan.table[..., -2:]).any()) or plan.threshold is not None
+    return plan.inputs == ("x", "prediction") and plan.carry["x"] in plan.rows and not clips
+
+
+def collapsed(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, p, noise) of each step of such a plan, float64 [S]."""
+    k, m = len(plan.inputs), len(plan.rows)
+    totals = torch.zeros(plan.steps, m, 3, dtype=torch.float64)
+    for i in range(m):
+        row = plan.table[:, i]
+        totals[:, i, :2], totals[:, i, 2] = row[:, :2], row[:, k + m]
+        for j in range(i):
+            totals[:, i] += row[:, k + j, None] * totals[:, j]
+    a, p, noise = totals[:, plan.rows.index(plan.carry["x"])].unbind(-1)
+    return a, p, noise
 
 
 class Call:

@@ -19,13 +19,15 @@ class AdaptiveGuidance(Guidance):
     unconditional evaluations of such samples out of the batch, and of all of them once all have crossed; for that it
     reads B bytes from the device before each step. With any other model it saves nothing, but never waits.
 
-    The cosine is over a sample's elements. Of what, is explicit, because thresholds do not carry over: ComfyUI's node
-    of this name compares denoised x0, where c and u are much closer late in sampling than the noise predictions are.
+    The cosine is over a sample's elements. Of what, is explicit, because thresholds do not carry over. At high noise
+    the noise predictions are both nearly x, whatever the prompt: where a run starts at alpha near 0, their cosine is
+    above any threshold in the first step, and nothing is ever guided. Estimates of x0 differ most there and come
+    together later, so they are the default, as in ComfyUI's node of this name; "epsilon" is the paper's choice.
 
     Args:
         scale: s.
         threshold: of the cosine.
-        prediction: what is compared: "epsilon", "x0", or "model", what the model predicts. The model's prediction is
+        prediction: what is compared: "x0", "epsilon", or "model", what the model predicts. The model's prediction is
             converted at the plan's levels. Called on predictions, they are compared as they are.
         start, stop: as for `CFG`.
 
@@ -38,7 +40,7 @@ class AdaptiveGuidance(Guidance):
         scale: float = 7.5,
         threshold: float = 0.991,
         *,
-        prediction: str = "epsilon",
+        prediction: str = "x0",
         start: float = 0.0,
         stop: float = 1.0,
     ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from fastdiff.guiders._guidance import Guidance, classifier_free, course_of
+from fastdiff.guiders._guidance import Guidance, classifier_free, collapsed, course_of, is_single
 from fastdiff.guiders._recipe import UNCOND, Course, Recipe
 from fastdiff.planners._tables import x0_and_eps
 from fastdiff.planners.plan import Plan
@@ -43,7 +43,12 @@ class CFGPlusPlus(Guidance):
         return classifier_free(on, torch.full((course.steps,), self.scale, dtype=torch.float64))
 
     def apply(self, plan: Plan) -> Plan:
-        a, p, noise = _collapsed(plan)
+        if not is_single(plan):
+            raise ValueError(
+                "CFGPlusPlus: expected a plan of one evaluation per step without history, clipping or guidance, "
+                f"got {plan!r}"
+            )
+        a, p, noise = collapsed(plan)
         table = torch.zeros(plan.steps, 2, 7, dtype=torch.float64)  # x, prediction | x0, x' | z, bounds
         table[..., -2], table[..., -1] = -torch.inf, torch.inf
         levels = zip(plan.alphas.tolist(), plan.sigmas.tolist(), strict=True)
@@ -65,22 +70,3 @@ class CFGPlusPlus(Guidance):
 
 def _without_noise(coefficient: torch.Tensor) -> torch.Tensor:
     return torch.where(coefficient.abs() < NEGLIGIBLE, 0.0, coefficient)
-
-
-def _collapsed(plan: Plan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x' = a x + p prediction + noise z of each step, float64 [S]."""
-    k, m = len(plan.inputs), len(plan.rows)
-    clips = bool(torch.isfinite(plan.table[..., -2:]).any()) or plan.threshold is not None
-    if plan.inputs != ("x", "prediction") or clips or plan.carry["x"] not in plan.rows:
-        raise ValueError(
-            f"CFGPlusPlus: expected a plan of one evaluation per step without history, clipping or guidance, got "
-            f"{plan!r}"
-        )
-    totals = torch.zeros(plan.steps, m, 3, dtype=torch.float64)
-    for i in range(m):
-        row = plan.table[:, i]
-        totals[:, i, :2], totals[:, i, 2] = row[:, :2], row[:, k + m]
-        for j in range(i):
-            totals[:, i] += row[:, k + j, None] * totals[:, j]
-    a, p, noise = totals[:, plan.rows.index(plan.carry["x"])].unbind(-1)
-    return a, p, noise

@@ -19,7 +19,8 @@ class CFGZeroStar(Guidance):
 
     Args:
         scale: s.
-        zero_init_steps: the prediction is 0 in so many steps at the beginning of a run.
+        zero_init_steps: the prediction is 0 in so many steps at the beginning of a run. For a flow, x then stays as it
+            is; for a model of epsilon, 0 says that x is free of noise: use 0 steps there.
         rescale, from_cond, start, stop: as for `CFG`.
 
     Raises:

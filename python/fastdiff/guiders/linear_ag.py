@@ -145,7 +145,7 @@ class _Estimator:
         if not terms:
             return torch.zeros_like(self.cond[-1])
         wide = terms[0][1].dtype == torch.float64
-        table = torch.tensor([[*(b for b, _ in terms), 0.0, -math.inf, math.inf]], dtype=torch.float64)
+        table = torch.tensor([[*(b for b, _ in terms), 0.0, 0.0, -math.inf, math.inf]], dtype=torch.float64)
         device = terms[0][1].device
         # Kept in float32: rounding an estimate would go into all later ones.
         (u,) = linear_step(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastdiff.guiders._guidance import Guidance, course_of, expanded
+from fastdiff.guiders._guidance import Guidance, collapsed, course_of, expanded, is_single
 from fastdiff.guiders._recipe import COND, UNCOND, Course, Recipe, Region
 from fastdiff.guiders.compose import Compose
 from fastdiff.planners.plan import Plan
@@ -30,7 +30,8 @@ class Regional(Guidance):
         inside_plan: a plan with the same slots and timesteps as the one that is run.
 
     Raises:
-        ValueError: a guidance with reductions, or plans that do not fit.
+        ValueError: a guidance with reductions, or plans that do not fit: only such of one evaluation per step without
+            history and clipping can be blended.
     """
 
     def __init__(
@@ -76,13 +77,24 @@ class Regional(Guidance):
             raise ValueError(
                 f"Regional: inside_plan must have the slots and timesteps of {plan!r}, got {other!r}"
             )
-        if torch.isfinite(plan.table[..., -2:]).any() or torch.isfinite(other.table[..., -2:]).any():
-            raise ValueError("Regional: plans that clip cannot be blended in one pass")
+        if not is_single(plan) or not is_single(other):
+            raise ValueError(
+                "Regional: only plans of one evaluation per step without history, clipping or guidance can be blended "
+                f"in one pass, got {plan!r}"
+            )
         course = course_of(plan)
         both = replace(self.recipe(course), region=None)
         outside = replace(both, weights=self.outside.recipe(course).weights)
         inside = replace(both, weights=self.inside.recipe(course).weights)
-        result, changed = expanded(outside, plan), expanded(inside, other)
+        result, changed = expanded(outside, _one_row(plan)), expanded(inside, _one_row(other))
         gate = changed.table - result.table
         gate[..., -2:] = 0
         return replace(result, gate=gate, mask=self.mask)
+
+
+def _one_row(plan: Plan) -> Plan:
+    """The plan with x' in one row: of rows that differ, the gate would multiply the differences."""
+    table = torch.zeros(plan.steps, 1, 6, dtype=torch.float64)
+    table[:, 0, 0], table[:, 0, 1], table[:, 0, 3] = collapsed(plan)
+    table[..., -2], table[..., -1] = -torch.inf, torch.inf
+    return replace(plan, table=table, rows=("x'",), carry={"x": "x'"})

@@ -212,7 +212,11 @@ class Plan:
         if self.is_guided:
             raise ValueError(f"plan {self.solver}: it is guided already")
         if hasattr(scale, "apply"):
-            return scale.apply(self)
+            derived = self._derived.get(scale)
+            if derived is None:
+                self._derived.clear()  # NOTE: as below
+                derived = self._derived[scale] = scale.apply(self)
+            return derived
         many = isinstance(scale, Sequence)
         scales = tuple(map(float, scale)) if many else (float(scale),) * self.steps  # type: ignore[arg-type]
         if len(scales) != self.steps:
