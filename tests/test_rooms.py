@@ -105,7 +105,7 @@ RULES = [
         r"\b_mm\d*_\w+|\bv(ld|st)\dq?_\w+|<(immintrin|arm_neon)\.h>",
         "auto v = _mm256_loadu_ps(p);",
         ("csrc",),
-        (r"csrc/core/lanes\.h",),
+        (r"csrc/core/lanes(_avx2|_avx512)?\.h",),
     ),
     Rule(
         "PTX stays in one header",

@@ -57,17 +57,15 @@ class Chunks {
     return blocks_[n];
   }
 
-  // As many lanes at a time as registers are left for their sums. A lane's elements are far apart, and the
-  // processor does not see that the next chunk follows: it is asked for by hand.
+  // As many lanes at a time as registers are left for their sums, kSpan apart: those that the tree adds
+  // first.
   template <class S>
   void add_all(const S* const (&x)[N]) {
-    constexpr int kFree = L::width == 16 ? 20 : 8;  // registers; AVX-512 has 32 and not 16
+    constexpr int kFree = L::width == 16 ? 20 : 12;  // registers; AVX-512 has 32 and not 16
     constexpr int kRegisters = K <= kFree / 4 ? 4 : K <= kFree / 2 ? 2 : 1;
-    static_assert(kLanes % (kRegisters * L::width) == 0);
-    constexpr int kLine = 64 / sizeof(S);
-    for (int n = 0; n < N; ++n)
-      for (int e = 0; e < kChunk; e += kLine) __builtin_prefetch(x[n] + kChunk + e);
-    for (int lane = 0; lane < kLanes; lane += kRegisters * L::width) {
+    constexpr int kSpan = kLanes / kRegisters;
+    static_assert(kSpan % L::width == 0);
+    for (int lane = 0; lane < kSpan; lane += L::width) {
       V sum[kRegisters][K];
       for (auto& own : sum)
         for (V& s : own) s = splat<V>(T(0));
@@ -75,13 +73,16 @@ class Chunks {
 #pragma GCC unroll 8
         for (int r = 0; r < kRegisters; ++r) {
           V at[N];
-          for (int n = 0; n < N; ++n) at[n] = L::load(x[n] + e + r * L::width);
+          for (int n = 0; n < N; ++n) at[n] = L::load(x[n] + e + r * kSpan);
           terms_(at, sum[r]);
         }
       }
-      for (int r = 0; r < kRegisters; ++r)
-        for (int k = 0; k < K; ++k) L::store(lanes_[k] + lane + r * L::width, sum[r][k]);
+      for (int half = kRegisters / 2; half > 0; half /= 2)
+        for (int r = 0; r < half; ++r)
+          for (int k = 0; k < K; ++k) sum[r][k] = add(sum[r][k], sum[r + half][k]);
+      for (int k = 0; k < K; ++k) L::store(lanes_[k] + lane, sum[0][k]);
     }
+    left_ = kSpan;
   }
 
   void add_some(const T* const (&x)[N], int count) {
@@ -93,10 +94,11 @@ class Chunks {
       terms_(at, sum);
       for (int k = 0; k < K; ++k) lanes_[k][e % kLanes] = sum[k];
     }
+    left_ = kLanes;
   }
 
-  static T tree(T (&lane)[kLanes]) {
-    for (int half = kLanes / 2; half >= L::width; half /= 2)
+  T tree(T* lane) const {
+    for (int half = left_ / 2; half >= L::width; half /= 2)
 #pragma GCC unroll 4
       for (int l = 0; l < half; l += L::width)
         L::store(lane + l, add(L::load(lane + l), L::load(lane + l + half)));
@@ -105,7 +107,8 @@ class Chunks {
 
   const Source<N>& source_;
   const Terms terms_;
-  bool are_direct_;  // in one storage type, to be read where they lie
+  bool are_direct_;    // in one storage type, to be read where they lie
+  int left_ = kLanes;  // lanes that are still to be added
   alignas(64) T lanes_[K][kLanes];
   alignas(64) T blocks_[N][kChunk];
 };
