@@ -19,7 +19,7 @@ from typing import Any
 import fastdiff
 import pytest
 import torch
-from fastdiff import planners
+from fastdiff import guidance, planners
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -147,6 +147,7 @@ OPTIONS = {
     "guided([...])",
     "exact_third=True",
     "schedules.from_levels",
+    "inside_plan",
 }
 PLANNED = {"lowrank_apply"}
 
@@ -162,10 +163,18 @@ def test_paper_names_what_exists(row: tuple[str, ...]) -> None:
     _, _, family, today, text = row
     names = set(re.findall(r"`([^`]+)`", text))
     known = set(planners.__all__) | set(fastdiff.__all__) | OPTIONS | {"schedules.flow"}
-    assert names - PLANNED <= known
-    assert today in ("planner", "table", "planned", "none")
+    guidances = {name for name in names if is_guidance(name)}
+    assert names - PLANNED - guidances <= known
+    assert today in ("planner", "guidance", "table", "planned", "none")
+    assert (today == "guidance") <= bool(guidances)
     assert (today == "planner") <= bool(names & set(planners.__all__))
     assert (today == "none") == (family == "none")
+
+
+def is_guidance(name: str) -> bool:
+    """`CFG(channels=(0, 3))` and `Compose.guardians` are, if fastdiff.guidance has them."""
+    head, _, attribute = name.partition("(")[0].partition(".")
+    return head in guidance.__all__ and (not attribute or hasattr(getattr(guidance, head), attribute))
 
 
 def test_papers_are_counted() -> None:
@@ -177,7 +186,8 @@ def test_papers_are_counted() -> None:
         )
     )
     assert {kind: int(n) for kind, n in said.items()} == {
-        kind: sum(row[3] == kind for row in PAPERS) for kind in ("planner", "table", "planned", "none")
+        kind: sum(row[3] == kind for row in PAPERS)
+        for kind in ("planner", "guidance", "table", "planned", "none")
     }
 
 

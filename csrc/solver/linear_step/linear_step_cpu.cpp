@@ -211,7 +211,10 @@ class Loop {
       const Operand& x = p_.input[program_.used[u]];
       if (x.stride[0] != 1 || !is_direct(x.dtype)) return false;
     }
-    return last == 0 ? is_one_pass(0) : program_.terms[1] <= kChain;
+    if (last == 0) return is_one_pass(0);
+    for (int t = 0; t < program_.terms[1]; ++t)  // of one storage type: else the row has two passes
+      if (storage_of(t) != storage_of(0)) return false;
+    return program_.terms[1] <= kChain;
   }
 
   // One chain forms the row: each element's inputs are read before its sum is written.

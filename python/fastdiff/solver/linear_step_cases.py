@@ -134,6 +134,15 @@ def _difference_cases(four: Any) -> list[Case]:
         case("differences of differences", four(2, 4, 9, 7),
              program([[1.0, -0.5, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1.5, 0, 0, 0, 0], [0, 0, 0.3, 0, 0, -0.7, 0, 0, 0],
                       [1.0, 0, 0, 0, 0, 0, 0.9, 0, 0]])),
+        *(case(f"a difference and its reader, long, {name}", long, program(
+            [[-1.0, 1, 0, 0, 0, 0, 0], [0.9, 0, 0.2, 0, 6.5, 0, 0]]), {"dtypes": (None, torch.float32)})
+          for name, long in {
+              "float32": four(2, 2, 45, 47),
+              "mixed in the difference": [x.to(d) for x, d in zip(four(2, 2, 45, 47), (
+                  torch.float32, torch.bfloat16, torch.float32, torch.float32), strict=True)],
+              "mixed in the reader": [x.to(d) for x, d in zip(four(2, 2, 45, 47), (
+                  torch.float32, torch.float32, torch.float16, torch.float32), strict=True)],
+              "bfloat16": four(2, 2, 45, 47, dtype=torch.bfloat16)}.items()),
         case("differences, gaps", four(2, 4, 9, 7, like=lambda x: x.repeat_interleave(2, -1)[..., ::2]), table, stored),
     ]  # fmt: skip
 
