@@ -308,7 +308,7 @@ REFUSALS: list[tuple[str, Callable[[], Any], str]] = [
     ("rescale", lambda: G.RescaledCFG(7.0, 1.5), r"rescale must be in 0 \.\.\. 1, got 1\.5"),
     ("channels", lambda: G.CFG(7.0, rescale=0.5, channels=(0, 3)), "channels cannot be combined with rescale"),
     ("scales", lambda: G.CFG([1.0, 2.0])(*predictions(2, 2, 3), step=0, steps=3), "one number or 3 of them, got 2"),
-    ("threshold", lambda: G.APG(norm_threshold=-1.0), "norm_threshold at least 0"),
+    ("threshold", lambda: G.APG(norm_threshold=-1.0), "norm_threshold must be at least 0"),
     ("limits", lambda: G.NormBalanced(7.0, 3.0, 1.0), "expected 0 <= lower <= upper, got 3.0 and 1.0"),
     ("weights", lambda: G.PerpNeg(7.0, (1.0, 1.0, 1.0)), "expected one or two weights"),
     ("quantity", lambda: G.AdaptiveGuidance(prediction="score"), "prediction must be one of epsilon, x0, model"),
@@ -321,7 +321,7 @@ REFUSALS: list[tuple[str, Callable[[], Any], str]] = [
     ("first branches", lambda: G.Compose.of_terms(("cond", "uncond"), {}), "must begin with uncond, cond"),
     ("adaptive region", lambda: G.Regional(torch.ones(1, 1), G.APG(), G.CFG())(*predictions(2, 2, 3)),
      "guidances without reductions"),
-    ("zero steps", lambda: G.CFGZeroStar(zero_init_steps=-1), "zero_init_steps at least 0"),
+    ("zero steps", lambda: G.CFGZeroStar(zero_init_steps=-1), "zero_init_steps must be at least 0"),
     ("shapes", lambda: G.RescaledCFG()(torch.ones(2, 3), torch.ones(2, 4)), r"cond must have shape \[2, 4\]"),
     ("dtype", lambda: G.CFG()(torch.ones(2, 3).long(), torch.ones(2, 3)), "must be float32"),
 ]  # fmt: skip

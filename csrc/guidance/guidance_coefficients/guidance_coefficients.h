@@ -36,7 +36,7 @@ enum Parameter : int {
   kRescale,    // phi
   kThreshold,  // of the cosine; a sample that reaches it takes c from then on
   kAlongPrediction,
-  kAlongState,  // the cosine is that of k u + l f_2 and k c + l f_2
+  kAlongState,  // the cosine is that of k u + l x and k c + l x, where f_2 = x - u
   kFirst,       // cfg: weight of f_2; apg: eta; magnitude_aware: alpha; norm_balanced: lower; perpendicular:
                 // weight of the first negative; black_scholes: strike
   kSecond,      // cfg: weight of f_3; apg: norm threshold; norm_balanced: upper; perpendicular: second;

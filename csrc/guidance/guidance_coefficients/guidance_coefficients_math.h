@@ -201,10 +201,12 @@ FASTDIFF_HD double rescaled(const Sample& x, const Combination& sum) {
   return phi * (deviation(x.moments, x.features, cond()) / deviation(x.moments, x.features, sum)) + (1 - phi);
 }
 
-// Castillo et al. 2025 (Adaptive Guidance): the cosine of both predictions, as k p + l f_2.
+// Castillo et al. 2025 (Adaptive Guidance): the cosine of k u + l x and k c + l x, f_2 being x - u. At high
+// noise x0 is a small difference of large multiples of u and x; of u and x - u it is a sum of small ones.
 FASTDIFF_HD double cosine(const Sample& x) {
   Combination u, c;
-  u.of[0] = c.of[0] = c.of[1] = x[kAlongPrediction];
+  u.of[0] = c.of[0] = x[kAlongPrediction] + x[kAlongState];
+  c.of[1] = x[kAlongPrediction];
   u.of[2] = c.of[2] = x[kAlongState];
   const double uu = dot(x.moments, x.features, u, u), cc = dot(x.moments, x.features, c, c);
   return dot(x.moments, x.features, u, c) /

@@ -11,7 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.guiders._recipe import COND, DIFFERENCE, UNCOND, UPDATE, Course, Program, Recipe, expand, where
+from fastdiff.guiders._recipe import (
+    COND,
+    DIFFERENCE,
+    UNCOND,
+    UPDATE,
+    Course,
+    Program,
+    Recipe,
+    active,
+    expand,
+    parameters,
+    where,
+)
 from fastdiff.planners._execution import launch
 from fastdiff.planners._reductions import Adaptive, Reductions, coefficients_of, numel_of, stats_of
 from fastdiff.planners.plan import Plan
@@ -120,6 +132,43 @@ class Guidance(ABC):
         return call
 
 
+class Scaled(Guidance):
+    """What methods with one scale have in common: rescaling, the form from c, and the part of the run that they guide.
+
+    Args:
+        scale: s.
+        rescale, from_cond, start, stop: as for `CFG`.
+
+    Raises:
+        ValueError: a rescale outside 0 ... 1.
+    """
+
+    def __init__(
+        self,
+        scale: float,
+        *,
+        rescale: float = 0.0,
+        from_cond: bool = False,
+        start: float = 0.0,
+        stop: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"{type(self).__name__}: rescale must be in 0 ... 1, got {rescale}")
+        self.scale, self.rescale, self.from_cond = scale, rescale, from_cond
+        self.start, self.stop = start, stop
+
+    def guided(self, course: Course) -> Tensor:
+        """[S] bool: the steps that are guided, and not by a scale that changes nothing."""
+        return active(self.start, self.stop, course.steps) & (self.scale != (0 if self.from_cond else 1))
+
+    def parameters(self, course: Course, **more: float) -> Tensor:
+        """float64 [S, 10]."""
+        return parameters(
+            course.steps, scale=self.scale, rescale=self.rescale, from_cond=float(self.from_cond), **more
+        )
+
+
 def _real(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
@@ -174,7 +223,6 @@ class Call:
                 self.reductions = Reductions(program.adaptive, *names, program.table, device, dtype)
         self.inputs, self.rows = program.inputs, program.rows
         self.carry, self.channels = list(recipe.carry), recipe.channels
-        self.mask = None if recipe.region is None else recipe.region.mask
         kept = sorted(self.rows.index(row) for row in recipe.carry.values())
         self.kept = [(slot, kept.index(self.rows.index(row))) for slot, row in recipe.carry.items()]
         self.dtypes = [dtype if i in kept else None for i in range(len(self.rows) - 1)]

@@ -62,4 +62,12 @@ class AdaptiveGuidance(Guidance):
         )  # fmt: skip
         on = active(self.start, self.stop, course.steps) & (self.scale != 1)
         state = ("x",) if bool((along_state != 0).any()) else ()
-        return adaptive_recipe(on, "cfg", table, extras=state, extra_columns=state, latched=True)
+        return adaptive_recipe(
+            on,
+            "cfg",
+            table,
+            extras=state,
+            extra_columns=state,
+            mix=((1.0, -1.0, 0.0),) * len(state),
+            latched=True,
+        )

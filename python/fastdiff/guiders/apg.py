@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from fastdiff.guiders._guidance import Guidance, adaptive_recipe, difference
-from fastdiff.guiders._recipe import Course, Recipe, active, parameters, where
+from typing import Any
+
+from fastdiff.guiders._guidance import Scaled, adaptive_recipe, difference
+from fastdiff.guiders._recipe import Course, Recipe, where
 
 MOMENTUM, NEXT_MOMENTUM = "momentum", "momentum'"
 
 
-class APG(Guidance):
+class APG(Scaled):
     """guided = u + s v: of the update d = c - u, the part along c counts eta times, and its norm is limited.
 
     Sadat, Hilliges and Weber 2024, "Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion
@@ -36,25 +38,16 @@ class APG(Guidance):
         eta: float = 1.0,
         norm_threshold: float = 15.0,
         momentum: float | None = None,
-        rescale: float = 0.0,
-        from_cond: bool = False,
-        start: float = 0.0,
-        stop: float = 1.0,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        if not 0 <= rescale <= 1 or not norm_threshold >= 0:
-            raise ValueError(
-                f"APG: rescale must be in 0 ... 1 and norm_threshold at least 0, got {rescale} and {norm_threshold}"
-            )
-        self.scale, self.eta, self.norm_threshold, self.momentum = scale, eta, norm_threshold, momentum
-        self.rescale, self.from_cond, self.start, self.stop = rescale, from_cond, start, stop
+        super().__init__(scale, **options)
+        if not norm_threshold >= 0:
+            raise ValueError(f"APG: norm_threshold must be at least 0, got {norm_threshold}")
+        self.eta, self.norm_threshold, self.momentum = eta, norm_threshold, momentum
 
     def recipe(self, course: Course) -> Recipe:
-        on = active(self.start, self.stop, course.steps) & (self.scale != (0 if self.from_cond else 1))
-        table = parameters(
-            course.steps, scale=self.scale, rescale=self.rescale, from_cond=float(self.from_cond), first=self.eta,
-            second=self.norm_threshold,
-        )  # fmt: skip
+        on = self.guided(course)
+        table = self.parameters(course, first=self.eta, second=self.norm_threshold)
         if self.momentum is None:
             return adaptive_recipe(on, "apg", table)
         # The slot starts as zeros, so that the first step needs no case of its own.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -65,7 +66,8 @@ class Regional(Guidance):
             name: inside.weights.get(name, zero) - outside.weights.get(name, zero)
             for name in {**outside.weights, **inside.weights}
         }
-        rows = {**outside.rows, **inside.rows}
+        rows = {name: _either(outside.rows.get(name, {}), inside.rows.get(name, {}))
+                for name in {**outside.rows, **inside.rows}}  # fmt: skip
         return Recipe(self.branches, outside.weights, rows, region=Region(self.mask, weights))
 
     def apply(self, plan: Plan) -> Plan:
@@ -90,6 +92,12 @@ class Regional(Guidance):
         gate = changed.table - result.table
         gate[..., -2:] = 0
         return replace(result, gate=gate, mask=self.mask)
+
+
+def _either(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The row in the steps in which one of both guidances forms it."""
+    zero = torch.zeros((), dtype=torch.float64)
+    return {k: torch.where(a.get(k, zero) != 0, a.get(k, zero), b.get(k, zero)) for k in {**a, **b}}
 
 
 def _one_row(plan: Plan) -> Plan:

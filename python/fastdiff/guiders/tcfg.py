@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from fastdiff.guiders._guidance import Guidance, adaptive_recipe
-from fastdiff.guiders._recipe import Course, Recipe, active, parameters
+from typing import Any
+
+from fastdiff.guiders._guidance import Scaled, adaptive_recipe
+from fastdiff.guiders._recipe import Course, Recipe
 
 
-class TCFG(Guidance):
+class TCFG(Scaled):
     """guided = u' + s (c - u'), u' = the part of u along the first right singular vector of [c; u].
 
     Kwon et al. 2025, "TCFG: Tangential Damping Classifier-free Guidance" (arXiv 2503.18137). No singular value
@@ -22,24 +24,8 @@ class TCFG(Guidance):
         ValueError: a number out of range.
     """
 
-    def __init__(
-        self,
-        scale: float = 7.5,
-        *,
-        rescale: float = 0.0,
-        from_cond: bool = False,
-        start: float = 0.0,
-        stop: float = 1.0,
-    ) -> None:
-        super().__init__()
-        if not 0 <= rescale <= 1:
-            raise ValueError(f"TCFG: rescale must be in 0 ... 1, got {rescale}")
-        self.scale, self.rescale, self.from_cond = scale, rescale, from_cond
-        self.start, self.stop = start, stop
+    def __init__(self, scale: float = 7.5, **options: Any) -> None:
+        super().__init__(scale, **options)
 
     def recipe(self, course: Course) -> Recipe:
-        on = active(self.start, self.stop, course.steps) & (self.scale != (0 if self.from_cond else 1))
-        table = parameters(
-            course.steps, scale=self.scale, rescale=self.rescale, from_cond=float(self.from_cond)
-        )
-        return adaptive_recipe(on, "tangential", table)
+        return adaptive_recipe(self.guided(course), "tangential", self.parameters(course))

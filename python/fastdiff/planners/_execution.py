@@ -140,6 +140,7 @@ class Execution:
         device: torch.device,
         dtypes: Dtypes,
         adaptive: Adaptive | None = None,
+        mask: torch.Tensor | None = None,
     ) -> None:
         table = program.table
         for dtype in (dtypes.x, dtypes.history, dtypes.seen):
@@ -157,6 +158,7 @@ class Execution:
             self.table = table.to(device, real)
             self.head = None if program.head is None else program.head.to(device, real)
             self.gate = None if program.gate is None else program.gate.to(device, real)
+            self.mask = None if mask is None else mask.to(device)
             # NOTE: e^a (e^b)^v. Rounding e^b costs |v| roundoffs of the result, rounding b and b v would cost 2 |b v|
             self.deviation = None if program.deviation is None else program.deviation.exp().to(device, real)
             self.steps = torch.arange(table.shape[0], device=device).unbind()

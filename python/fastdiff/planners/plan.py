@@ -403,7 +403,7 @@ class Plan:
             )
         step = i if isinstance(i, torch.Tensor) else on.steps[plan._index(i)]
         stats = predictions[-1] if given else None
-        mask, predictions = plan.mask, predictions[: len(plan.branches)]
+        mask, predictions = on.mask, predictions[: len(plan.branches)]
         if plan.learned_variance is not None:
             predictions, mask = learned_deviation(on, predictions, step)
         inputs = [x, *predictions, *history[: len(plan.history)]]
@@ -485,7 +485,7 @@ class Plan:
             program = program_of(self.table, k, x0, noise, self.learned_variance)
             if self.gate is not None:
                 program = dataclasses.replace(program, gate=self.gate[..., :-2])
-            ready = Execution(program, self.timesteps, self._wiring, device, dtypes, self.adaptive)
+            ready = Execution(program, self.timesteps, self._wiring, device, dtypes, self.adaptive, self.mask)
             self._executions[device, dtype] = ready
         return ready
 
