@@ -248,6 +248,17 @@ def test_what_is_off_is_not_read() -> None:
         assert torch.equal(guidance(c, unset, step=0, steps=2), c), guidance
 
 
+def test_an_interval_of_no_run_is_no_interval() -> None:
+    c, u = predictions(2, 2, 30)
+    for guidance in (G.CFG(7.5, stop=0.8), G.Compose([7.5], stop=0.8), G.CFG(7.5, start=0.5)):
+        torch.testing.assert_close(guidance(c, u), want.cfg(c, u, 7.5))
+
+
+def test_tcfg_of_nothing_is_nothing() -> None:
+    zero = torch.zeros(2, 30)
+    assert torch.equal(G.TCFG()(zero, zero), zero)
+
+
 def test_zero_init() -> None:
     c, u = predictions(2, 2, 30)
     guidance = G.CFGZeroStar(4.0, zero_init_steps=2)
@@ -321,6 +332,7 @@ REFUSALS: list[tuple[str, Callable[[], Any], str]] = [
     ("first branches", lambda: G.Compose.of_terms(("cond", "uncond"), {}), "must begin with uncond, cond"),
     ("adaptive region", lambda: G.Regional(torch.ones(1, 1), G.APG(), G.CFG())(*predictions(2, 2, 3)),
      "guidances without reductions"),
+    ("CFG++ in a region", lambda: G.Regional(torch.ones(1, 1), G.CFGPlusPlus(), G.CFG()), "CFGPlusPlus is more than"),
     ("zero steps", lambda: G.CFGZeroStar(zero_init_steps=-1), "zero_init_steps must be at least 0"),
     ("shapes", lambda: G.RescaledCFG()(torch.ones(2, 3), torch.ones(2, 4)), r"cond must have shape \[2, 4\]"),
     ("dtype", lambda: G.CFG()(torch.ones(2, 3).long(), torch.ones(2, 3)), "must be float32"),

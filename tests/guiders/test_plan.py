@@ -314,6 +314,21 @@ def test_banded_guidance() -> None:
         G.Banded(split, merge, [G.CFG()])(c, u)
 
 
+def test_a_run_in_bands_keeps_its_own_momentum() -> None:
+    guidance = G.Banded(lambda x: [x], lambda bands: bands[0], [G.APG(3.0, momentum=-0.5)])
+    plan, calls = PLANS["ddim"], 0
+
+    def nested(x: Tensor, t: Tensor) -> list[Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            plan.run(lambda x, t: predict(x, t)[:2], 2 * start(), guidance=guidance)
+        return predict(x, t)[:2]
+
+    alone = plan.run(lambda x, t: predict(x, t)[:2], start(), guidance=guidance)
+    assert torch.equal(plan.run(nested, start(), guidance=guidance), alone)
+
+
 # ---- one graph, one table --------------------------------------------------------------------------------------
 
 

@@ -104,6 +104,30 @@ def test_the_cosine_of_x0_keeps_its_digits_at_high_noise() -> None:
             assert history[-1][b] == crossed
 
 
+def test_a_step_that_only_the_device_knows_does_not_latch_outside_of_the_range() -> None:
+    plan = PLANS["ddim"].guided(G.AdaptiveGuidance(3.0, 0.5, prediction="model", start=0.5))
+    x, near = start(), predict(start(), torch.tensor(5))[0]
+    for i in (0, torch.tensor(0)):
+        _, history = plan.step(i, x, (near, near), None)
+        assert history[-1].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("guidance", [G.CFG(3.0), G.AdaptiveGuidance(3.0, 0.5), G.CFGZeroStar(3.0)], ids=repr)
+def test_rows_with_a_learned_variance(guidance: G.Guidance) -> None:
+    plan = planners.ddpm(SCHEDULE, STEPS, variance_type="learned_range")
+
+    def network(x: Tensor, t: Tensor, branch: Tensor, sample: Tensor) -> Tensor:
+        both = torch.stack(predict(x, t)[:2])[branch, torch.arange(len(x))]
+        return torch.cat((both, 0.1 * both), 1)
+
+    def model(x: Tensor, t: Tensor) -> list[Tensor]:
+        numbers = torch.arange(len(x))
+        return [network(x, t, torch.full_like(numbers, b), numbers) for b in range(2)]
+
+    got = plan.run(G.Rows(network), start(), guidance=guidance, seed=3)
+    torch.testing.assert_close(got, plan.run(model, start(), guidance=guidance, seed=3), rtol=0, atol=1e-11)
+
+
 # ---- LinearAG --------------------------------------------------------------------------------------------------
 
 

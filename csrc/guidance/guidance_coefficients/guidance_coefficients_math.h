@@ -132,7 +132,8 @@ FASTDIFF_HD void drop_tangential(const Moments& m, Blend& blend) {
   const double uu = m.dot(0, 0), ud = m.dot(0, 1), dd = m.dot(1, 1);
   const double difference = 2 * ud + dd, twice = 2 * (uu + ud);  // |c|^2 - |u|^2, 2 c.u
   const double root = sqrt_(fma_(twice, twice, difference * difference));
-  const double ab = 0.5 * twice / root, bb = 0.5 - 0.5 * difference / root;
+  // Without a first direction (u = c = 0) all of u is kept.
+  const double ab = root == 0 ? 0 : 0.5 * twice / root, bb = root == 0 ? 1 : 0.5 - 0.5 * difference / root;
   blend.uncond.of[0] = bb + ab;
   blend.uncond.of[1] = ab;
   blend.change = cond();

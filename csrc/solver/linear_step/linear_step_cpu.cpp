@@ -212,8 +212,8 @@ class Loop {
       if (x.stride[0] != 1 || !is_direct(x.dtype)) return false;
     }
     if (last == 0) return is_one_pass(0);
-    for (int t = 0; t < program_.terms[1]; ++t)  // of one storage type: else the row has two passes
-      if (storage_of(t) != storage_of(0)) return false;
+    for (int t = 0; t < program_.terms[1]; ++t)  // varying or of two storage types, the row has more passes
+      if (program_.term[t].varying || storage_of(t) != storage_of(0)) return false;
     return program_.terms[1] <= kChain;
   }
 

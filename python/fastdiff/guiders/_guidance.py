@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ class Guidance(ABC):
 
     A guidance is called on predictions, ``g(cond, uncond, ...) -> guided``, or handed to a plan,
     ``plan.run(model, x, guidance=g)``: the blend is then part of the solver's launch. One without reductions costs no
-    launch of its own, one with reductions two.
+    launch of its own, one with reductions two. What it is made of is fixed at its first use; make another to change it.
 
     Attributes:
         branches: names of the predictions, in the order in which a model returns them: uncond first.
@@ -100,6 +101,12 @@ class Guidance(ABC):
     def reset(self) -> None:
         """Forget what was kept of earlier calls. A run of a plan keeps its own and needs no reset."""
         self._state.clear()
+
+    def fresh(self) -> Guidance:
+        """The same guidance with nothing kept."""
+        new = copy.copy(self)
+        new._state = {}
+        return new
 
     def apply(self, plan: Plan) -> Plan:
         """The plan with this guidance in its tables; its step takes the tuple of `branches` as prediction.

@@ -47,7 +47,12 @@ class Course:
 
 
 def active(start: float, stop: float, steps: int) -> torch.Tensor:
-    """[S] bool: the steps i with int(start S) <= i < int(stop S), as diffusers' guiders count them."""
+    """[S] bool: the steps i with int(start S) <= i < int(stop S), as diffusers' guiders count them.
+
+    Where there is only one step it is active: predictions that are guided by themselves are no part of a run.
+    """
+    if steps == 1:
+        return torch.ones(1, dtype=torch.bool)
     i = torch.arange(steps)
     return (i >= int(start * steps)) & (i < int(stop * steps))
 

@@ -43,6 +43,8 @@ def needed_branches(plan: Plan) -> list[list[int]]:
     used = (table[:, :, columns] != 0).any(1)  # [S, branches]
     if plan.adaptive is not None:
         used |= plan.adaptive.active[:, None]  # the update reads them all
+    if plan.learned_variance is not None:  # the conditional prediction has the variance in it
+        used[:, min(1, len(columns) - 1)] = True
     return [torch.nonzero(row).flatten().tolist() for row in used]
 
 
@@ -80,6 +82,6 @@ def evaluate(
     found: list[Tensor | None] = [None] * branches
     for (b, numbers), part in zip(samples.items(), parts, strict=True):
         whole = len(numbers) == len(x)
-        found[b] = part if whole else part.new_empty(x.shape).index_copy_(0, numbers, part)
+        found[b] = part if whole else part.new_empty((len(x), *part.shape[1:])).index_copy_(0, numbers, part)
     any_part = next(p for p in found if p is not None)
     return tuple(any_part if p is None else p for p in found)

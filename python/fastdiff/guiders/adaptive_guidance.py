@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fastdiff.guiders._guidance import Guidance, adaptive_recipe
-from fastdiff.guiders._recipe import Course, Recipe, active, parameters
+from fastdiff.guiders._recipe import Course, Recipe, active, parameters, where
 
 QUANTITIES = ("epsilon", "x0", "model")
 
@@ -56,11 +58,13 @@ class AdaptiveGuidance(Guidance):
         wanted = course.prediction if self.prediction == "model" else self.prediction
         pairs = torch.tensor([course.conversion(i, wanted) for i in range(course.steps)], dtype=torch.float64)
         along_prediction, along_state = pairs.unbind(1)
+        on = active(self.start, self.stop, course.steps) & (self.scale != 1)
+        # NOTE: in other steps nothing may latch, also where only the device knows the step
+        threshold = where(on, self.threshold, math.inf)
         table = parameters(
-            course.steps, scale=self.scale, threshold=self.threshold, along_prediction=along_prediction,
+            course.steps, scale=self.scale, threshold=threshold, along_prediction=along_prediction,
             along_state=along_state,
         )  # fmt: skip
-        on = active(self.start, self.stop, course.steps) & (self.scale != 1)
         state = ("x",) if bool((along_state != 0).any()) else ()
         return adaptive_recipe(
             on,

@@ -47,6 +47,9 @@ class Banded(Guidance):
             "Banded: bands are not in a step's table; apply and __call__ do not ask for it"
         )
 
+    def fresh(self) -> Banded:
+        return Banded(self.split, self.merge, [guidance.fresh() for guidance in self.guidances])
+
     def reset(self) -> None:
         for guidance in self.guidances:
             guidance.reset()
@@ -67,6 +70,8 @@ class Banded(Guidance):
         return plan
 
     def source(self, plan: Plan, model: Any) -> Source:
+        own = self.fresh()  # a run keeps its own momentum
+
         def predictions(x: Tensor, t: Tensor) -> Predictions:
             if not isinstance(model, Rows):
                 return tuple(model(x, t))
@@ -76,6 +81,6 @@ class Banded(Guidance):
 
         def source(i: int, x: Tensor, t: Tensor, _: Predictions) -> Tensor:
             uncond, cond, *others = predictions(x, t)
-            return self(cond, uncond, *others, step=i, steps=plan.steps, t=float(plan.timesteps[i]))
+            return own(cond, uncond, *others, step=i, steps=plan.steps, t=float(plan.timesteps[i]))
 
         return source

@@ -86,6 +86,8 @@ class BlackScholes(Guidance):
             return self.sigma
         if course.alphas is None or course.sigmas is None:
             raise ValueError("BlackScholes: sigma must be given where there is no plan")
+        if 0 in course.sigmas[:-1] or 0 in course.alphas[1:]:
+            raise ValueError("BlackScholes: sigma must be given where a step begins without noise")
         levels = list(zip(course.alphas, course.sigmas, strict=True))
         sigmas = []
         for (alpha, sigma), (next_alpha, next_sigma) in itertools.pairwise(levels):

@@ -25,7 +25,8 @@ class Perturbed(Guidance):
     Args:
         scale: s.
         perturbed_scale: s'.
-        perturbed_start, perturbed_stop: where c - k takes part, as fractions of the steps.
+        perturbed_start, perturbed_stop: where c - k takes part, as fractions of the steps: as `start` and `stop`
+            (diffusers leaves the first of these steps out).
         rescale, start, stop: as for `CFG`.
 
     Raises:

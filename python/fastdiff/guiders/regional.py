@@ -31,8 +31,8 @@ class Regional(Guidance):
         inside_plan: a plan with the same slots and timesteps as the one that is run.
 
     Raises:
-        ValueError: a guidance with reductions, or plans that do not fit: only such of one evaluation per step without
-            history and clipping can be blended.
+        ValueError: a guidance with reductions or one that changes the solver or the evaluations, or plans that do not
+            fit: only such of one evaluation per step without history and clipping can be blended.
     """
 
     def __init__(
@@ -40,6 +40,12 @@ class Regional(Guidance):
     ) -> None:
         super().__init__()
         self.mask, self.inside, self.outside, self.inside_plan = mask, inside, outside, inside_plan
+        for guidance in (inside, outside):
+            own = type(guidance)
+            if own.apply is not Guidance.apply or own.source is not Guidance.source:
+                raise ValueError(
+                    f"Regional: {own.__name__} is more than a blend and cannot be one of two regions"
+                )
         more = [name for name in inside.branches if name not in outside.branches]
         self.branches = (*outside.branches, *more)
 

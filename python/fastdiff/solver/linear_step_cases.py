@@ -143,6 +143,9 @@ def _difference_cases(four: Any) -> list[Case]:
               "mixed in the reader": [x.to(d) for x, d in zip(four(2, 2, 45, 47), (
                   torch.float32, torch.float32, torch.float16, torch.float32), strict=True)],
               "bfloat16": four(2, 2, 45, 47, dtype=torch.bfloat16)}.items()),
+        case("a difference and its reader, long, a map first", four(2, 2, 45, 47), program(
+            [[-1.0, 1, 0, 0, 0, 0, 0], [0.9, 0, 0.2, 0, 6.5, 0, 0]]),
+             {"dtypes": (None, torch.float32), "maps": four(2, 2, 45, 47)[3][:1], "map_index": [0, *[-1] * 7]}),
         case("differences, gaps", four(2, 4, 9, 7, like=lambda x: x.repeat_interleave(2, -1)[..., ::2]), table, stored),
     ]  # fmt: skip
 
