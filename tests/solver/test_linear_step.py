@@ -122,12 +122,12 @@ def test_refuses_outputs_over_other_arguments(other: str) -> None:
 GRADIENT_REFUSALS = [
     ([X, X[:1, :1]], SUM, {}, "inputs must have one shape"),
     ([X, X[0, 0]], SUM, {}, "inputs must have one shape"),
-    ([X, X], SOLVER, {}, "table must have 1 to 6 rows"),
+    ([X, X], SOLVER, {}, "table must have 1 to 8 rows"),
     ([X] * 41, SUM, {}, "inputs must be 1 to 40 tensors, got 41"),
     ([X, X], SUM, {"dtypes": [None]}, "dtypes must store at least one row"),
     ([X, X], SUM, {"dtypes": [F32, F32]}, "dtypes must have M = 1 entries, got 2"),
     ([X, X], SUM, {"dtypes": [torch.complex64]}, "dtypes must store at least one row, each real"),
-    ([X, X], SUM[0], {}, "table must have 1 to 6 rows"),
+    ([X, X], SUM[0], {}, "table must have 1 to 8 rows"),
 ]
 
 
