@@ -10,57 +10,17 @@ from fastdiff.guidance.guidance_coefficients import call_price, guidance_coeffic
 from fastdiff.guidance.guidance_stats import cosine, guidance_stats
 from fastdiff.guidance.window_blend import window_blend, window_views
 
-from fastdiff.guiders import (  # isort: skip  (they use the operators above)
-    APG,
-    CFG,
-    TCFG,
-    AdaptiveGuidance,
-    Banded,
-    BlackScholes,
-    CFGPlusPlus,
-    CFGZeroStar,
-    Compose,
-    Guidance,
-    LinearAG,
-    MagnitudeAware,
-    NormBalanced,
-    PerpNeg,
-    Perturbed,
-    PowerCosine,
-    Regional,
-    Regression,
-    RescaledCFG,
-    Rows,
-    fit_linear_ag,
-)
+# After the operators, which they use.
+from fastdiff import guiders  # isort: skip
+from fastdiff.guiders import *  # isort: skip  # noqa: F403
 
 __all__ = [
-    "APG",
-    "CFG",
-    "TCFG",
-    "AdaptiveGuidance",
-    "Banded",
-    "BlackScholes",
-    "CFGPlusPlus",
-    "CFGZeroStar",
-    "Compose",
-    "Guidance",
-    "LinearAG",
-    "MagnitudeAware",
-    "NormBalanced",
-    "PerpNeg",
-    "Perturbed",
-    "PowerCosine",
-    "Regional",
-    "Regression",
-    "RescaledCFG",
-    "Rows",
     "call_price",
     "channel_affine",
     "cosine",
-    "fit_linear_ag",
     "guidance_coefficients",
     "guidance_stats",
     "window_blend",
     "window_views",
 ]
+__all__ += guiders.__all__

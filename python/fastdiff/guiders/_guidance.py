@@ -25,6 +25,7 @@ from fastdiff.guiders._recipe import (
     parameters,
     where,
 )
+from fastdiff.guiders._rows import Rows, rows_source
 from fastdiff.planners._execution import launch
 from fastdiff.planners._reductions import Adaptive, Reductions, coefficients_of, numel_of, stats_of
 from fastdiff.planners.plan import Plan
@@ -118,8 +119,6 @@ class Guidance(ABC):
 
     def source(self, plan: Plan, model: Any) -> Source:
         """What gives a run its predictions: the model, as often as the guidance needs it."""
-        from fastdiff.guiders._rows import Rows, rows_source
-
         if isinstance(model, Rows):
             return rows_source(plan, model)
         return lambda _i, x, t, _history: model(x, t)
