@@ -195,11 +195,14 @@ def test_rule_finds_what_it_forbids(rule: Rule) -> None:
 
 @pytest.mark.parametrize("name", files("csrc"))
 def test_includes_point_downwards(name: str) -> None:
-    """A room includes itself and the floor; the floor only itself, and its CUDA half the emulator."""
+    """A room includes itself, what its family shares, and the floor; the floor only itself, its CUDA half the emulator."""
     own = name.removeprefix("csrc/").rpartition("/")[0] + "/"
+    family = own.partition("/")[0]
     emulator = ("simt/",) if re.fullmatch(r"csrc/core/\w+\.cuh", name) else ()
     included = re.findall(r'#include "([^"]+)"', code(name))
-    assert [path for path in included if not path.startswith(("core/", own, *emulator))] == []
+    shared = rf"{family}/\w+\.(h|cuh)"
+    allowed = ("core/", own, *emulator)
+    assert [p for p in included if not p.startswith(allowed) and not re.fullmatch(shared, p)] == []
 
 
 # ---- every room is complete -------------------------------------------------------------------------

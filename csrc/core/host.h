@@ -33,6 +33,9 @@ std::vector<TensorView> views_of(const char* op, const char* argument, const std
 // shape (broadcast batch), contiguous.
 Tensor empty_output(const TensorView& like, int rank, const int64_t* sizes, DType dtype);
 
+// Row-major, of these sizes.
+Tensor empty_contiguous(const TensorView& sizes);
+
 // Makes a tensor's device current, for as long as it lives, and names the stream to launch on. Every
 // launch needs one; there is no other way to get a stream.
 class On {

@@ -113,25 +113,36 @@ void dense_strides(const TensorView& like, int64_t* strides) {
 
 }  // namespace
 
-Tensor empty_output(const TensorView& like, int rank, const int64_t* sizes, DType dtype) {
-  int64_t strides[kMaxRank];
-  if (!std::equal(sizes, sizes + rank, like.sizes)) {
-    int64_t step = 1;
-    for (int d = rank - 1; d >= 0; --d) {
-      strides[d] = step;
-      step *= std::max<int64_t>(1, sizes[d]);
-    }
-  } else if (is_dense(like)) {
-    std::copy_n(like.strides, rank, strides);
-  } else {
-    dense_strides(like, strides);
-  }
-  const bool cpu = like.device.type == DeviceType::cpu;
+namespace {
+
+Tensor empty_strided(const TensorView& sizes, const int64_t* strides, DType dtype) {
+  const bool cpu = sizes.device.type == DeviceType::cpu;
   const int32_t device_type = cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda();
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes, strides, code_from_dtype(dtype),
-                                                         device_type, like.device.index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      sizes.rank, sizes.sizes, strides, code_from_dtype(dtype), device_type, sizes.device.index, &handle));
   return Tensor(handle);
+}
+
+}  // namespace
+
+Tensor empty_contiguous(const TensorView& sizes) {
+  int64_t strides[kMaxRank];
+  int64_t step = 1;
+  for (int d = sizes.rank - 1; d >= 0; --d) {
+    strides[d] = step;
+    step *= std::max<int64_t>(1, sizes.sizes[d]);
+  }
+  return empty_strided(sizes, strides, sizes.dtype);
+}
+
+Tensor empty_output(const TensorView& like, int rank, const int64_t* sizes, DType dtype) {
+  const TensorView result{nullptr, dtype, rank, sizes, sizes, like.device};
+  if (!std::equal(sizes, sizes + rank, like.sizes)) return empty_contiguous(result);
+  if (is_dense(like)) return empty_strided(result, like.strides, dtype);
+  int64_t strides[kMaxRank];
+  dense_strides(like, strides);
+  return empty_strided(result, strides, dtype);
 }
 
 Team torch_team() {

@@ -21,6 +21,7 @@
 // type), and gcc 12's AVX-512 headers pass an undefined register that the mask never selects.
 #pragma GCC diagnostic ignored "-Wignored-attributes"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #endif
 
@@ -155,6 +156,18 @@ FASTDIFF_HD U splat(uint32_t a);
 template <>
 FASTDIFF_HD uint32_t splat<uint32_t>(uint32_t a) {
   return a;
+}
+
+// Elements 0, 2, 4, ... and 1, 3, 5, ... of a and then b; and back: a0 b0 a1 b1 ... in two registers.
+template <class T>
+FASTDIFF_HD void deinterleave(T a, T b, T& even, T& odd) {
+  even = a;
+  odd = b;
+}
+template <class T>
+FASTDIFF_HD void interleave(T a, T b, T& low, T& high) {
+  low = a;
+  high = b;
 }
 
 // The unsigned lane that goes with a float lane, and the other way round.

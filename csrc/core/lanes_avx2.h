@@ -110,6 +110,26 @@ template <>
 inline __m256i splat<__m256i>(uint32_t a) {
   return _mm256_set1_epi32(static_cast<int>(a));
 }
+inline void deinterleave(__m256 a, __m256 b, __m256& even, __m256& odd) {
+  const __m256d evens = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+  const __m256d odds = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+  even = _mm256_castpd_ps(_mm256_permute4x64_pd(evens, 0xd8));
+  odd = _mm256_castpd_ps(_mm256_permute4x64_pd(odds, 0xd8));
+}
+inline void interleave(__m256 a, __m256 b, __m256& low, __m256& high) {
+  const __m256 first = _mm256_unpacklo_ps(a, b), second = _mm256_unpackhi_ps(a, b);
+  low = _mm256_permute2f128_ps(first, second, 0x20);
+  high = _mm256_permute2f128_ps(first, second, 0x31);
+}
+inline void deinterleave(__m256d a, __m256d b, __m256d& even, __m256d& odd) {
+  even = _mm256_permute4x64_pd(_mm256_unpacklo_pd(a, b), 0xd8);
+  odd = _mm256_permute4x64_pd(_mm256_unpackhi_pd(a, b), 0xd8);
+}
+inline void interleave(__m256d a, __m256d b, __m256d& low, __m256d& high) {
+  const __m256d first = _mm256_unpacklo_pd(a, b), second = _mm256_unpackhi_pd(a, b);
+  low = _mm256_permute2f128_pd(first, second, 0x20);
+  high = _mm256_permute2f128_pd(first, second, 0x31);
+}
 template <>
 struct WordOf<__m256> {
   using type = __m256i;

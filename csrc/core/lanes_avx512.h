@@ -110,6 +110,26 @@ template <>
 inline __m512i splat<__m512i>(uint32_t a) {
   return _mm512_set1_epi32(static_cast<int>(a));
 }
+inline void deinterleave(__m512 a, __m512 b, __m512& even, __m512& odd) {
+  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  even = _mm512_permutex2var_ps(a, evens, b);
+  odd = _mm512_permutex2var_ps(a, _mm512_or_si512(evens, _mm512_set1_epi32(1)), b);
+}
+inline void interleave(__m512 a, __m512 b, __m512& low, __m512& high) {
+  const __m512i lows = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  low = _mm512_permutex2var_ps(a, lows, b);
+  high = _mm512_permutex2var_ps(a, _mm512_add_epi32(lows, _mm512_set1_epi32(8)), b);
+}
+inline void deinterleave(__m512d a, __m512d b, __m512d& even, __m512d& odd) {
+  const __m512i evens = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+  even = _mm512_permutex2var_pd(a, evens, b);
+  odd = _mm512_permutex2var_pd(a, _mm512_or_si512(evens, _mm512_set1_epi64(1)), b);
+}
+inline void interleave(__m512d a, __m512d b, __m512d& low, __m512d& high) {
+  const __m512i lows = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  low = _mm512_permutex2var_pd(a, lows, b);
+  high = _mm512_permutex2var_pd(a, _mm512_add_epi64(lows, _mm512_set1_epi64(4)), b);
+}
 template <>
 struct WordOf<__m512> {
   using type = __m512i;

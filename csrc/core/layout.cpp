@@ -76,6 +76,17 @@ bool is_dense(const TensorView& view) {
   return true;
 }
 
+bool is_contiguous(const TensorView& view) {
+  if (view.numel() == 0) return true;
+  int64_t expected = 1;
+  for (int d = view.rank - 1; d >= 0; --d) {
+    if (view.sizes[d] == 1) continue;
+    if (view.strides[d] != expected) return false;
+    expected *= view.sizes[d];
+  }
+  return true;
+}
+
 Overlap overlap(const TensorView& a, const TensorView& b) {
   if (a.numel() == 0 || b.numel() == 0 || a.device != b.device) return Overlap::none;
   const Bytes x = extent(a), y = extent(b);

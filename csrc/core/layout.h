@@ -13,6 +13,9 @@ bool elements_are_distinct(const TensorView& view);
 // No gaps either: the elements are a permutation of one contiguous block.
 bool is_dense(const TensorView& view);
 
+// Row-major without gaps, as PyTorch has it: strides of dimensions of one element do not matter.
+bool is_contiguous(const TensorView& view);
+
 enum class Overlap {
   none,
   same,     // the same elements at the same places

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/lanes.h"
 #include "core/walk.h"
@@ -47,6 +48,30 @@ void with_storage(DType dtype, const Body& body) {
     body(bfloat16_t{});
   } else {
     body(float{});
+  }
+}
+
+// One element of a storage type.
+template <class T>
+T widened(float x) {
+  return static_cast<T>(x);
+}
+template <class T>
+T widened(double x) {
+  return static_cast<T>(x);
+}
+template <class T, class S>
+T widened(S x) {
+  return static_cast<T>(widen(x));
+}
+template <class S, class T>
+S narrow(T x) {
+  if constexpr (std::is_same_v<S, half_t>) {
+    return to_half(static_cast<float>(x));
+  } else if constexpr (std::is_same_v<S, bfloat16_t>) {
+    return to_bfloat16(static_cast<float>(x));
+  } else {
+    return static_cast<S>(x);
   }
 }
 

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one loop of the wavelet kernels on the CPU: two sums of rows,
+//
+//   u[j] = sum_e weight_u[e] row[e][j]        v[j] = sum_e weight_v[e] row[e][j]
+//
+// with as many accumulators in registers as there are, so that each load feeds two multiplications. All
+// dimensions are brought to this form: an outer one has its rows in memory, the innermost one has the even
+// and the odd places of a sequence in two rows, and what an outer dimension makes is split into those on its
+// way.
+//
+// The anonymous namespace is on purpose, see lanes.h.
+#pragma once
+
+#include <algorithm>
+
+#include "core/runs.h"
+#include "wavelet/filter_bank.h"
+
+namespace fastdiff::wavelet {
+namespace {
+
+// Rows of storage type S, and their weights: first those of both sums, then of u alone, then of v alone.
+template <class T, class S>
+struct Mix {
+  int both = 0, only_u = 0, only_v = 0;
+  const S* row[kMaxTaps];
+  T u[kMaxTaps], v[kMaxTaps];
+};
+
+// ---- where the sums go: sink.put(j, count registers), sink.put(j, two numbers) --------------------
+
+template <class T>
+struct RowSink {
+  T *u, *v;
+
+  template <int kCount, class V>
+  void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
+    for (int n = 0; n < kCount; ++n) {
+      Lanes<T>::store(u + j + n * Lanes<T>::width, a[n]);
+      Lanes<T>::store(v + j + n * Lanes<T>::width, b[n]);
+    }
+  }
+  void put(int64_t j, T a, T b) const {
+    u[j] = a;
+    v[j] = b;
+  }
+};
+
+// Bands: rounded to storage type S, each sum times a factor if they have one.
+template <class T, class S, bool kScaled>
+struct BandSink {
+  S *u, *v;
+  T factor_u, factor_v;
+  bool divide;
+
+  template <class V>
+  V scaled(V value, T factor) const {
+    if constexpr (kScaled) value = divide ? div(value, splat<V>(factor)) : mul(value, splat<V>(factor));
+    return value;
+  }
+  template <int kCount, class V>
+  void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
+    for (int n = 0; n < kCount; ++n) {
+      Lanes<T>::store(u + j + n * Lanes<T>::width, scaled(a[n], factor_u));
+      Lanes<T>::store(v + j + n * Lanes<T>::width, scaled(b[n], factor_v));
+    }
+  }
+  void put(int64_t j, T a, T b) const {
+    u[j] = narrow<S>(scaled(a, factor_u));
+    v[j] = narrow<S>(scaled(b, factor_v));
+  }
+};
+
+// Even and odd places of each row apart: place j of a row is element j/2 of its first or second half.
+template <class T>
+struct SplitSink {
+  T *u[2], *v[2];
+
+  template <int kCount, class V>
+  void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
+    static_assert(kCount % 2 == 0);
+    for (int n = 0; n < kCount; n += 2) {
+      split(u, j / 2 + n / 2 * Lanes<T>::width, a[n], a[n + 1]);
+      split(v, j / 2 + n / 2 * Lanes<T>::width, b[n], b[n + 1]);
+    }
+  }
+  void put(int64_t j, T a, T b) const {
+    u[j % 2][j / 2] = a;
+    v[j % 2][j / 2] = b;
+  }
+
+ private:
+  template <class V>
+  static void split(T* const (&to)[2], int64_t at, V a, V b) {
+    V even, odd;
+    deinterleave(a, b, even, odd);
+    Lanes<T>::store(to[0] + at, even);
+    Lanes<T>::store(to[1] + at, odd);
+  }
+};
+
+// u and v side by side in one row.
+template <class T, class S>
+struct WeaveSink {
+  S* to;
+
+  template <int kCount, class V>
+  void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
+    for (int n = 0; n < kCount; ++n) {
+      V low, high;
+      interleave(a[n], b[n], low, high);
+      S* at = to + 2 * (j + n * Lanes<T>::width);
+      Lanes<T>::store(at, low);
+      Lanes<T>::store(at + Lanes<T>::width, high);
+    }
+  }
+  void put(int64_t j, T a, T b) const {
+    to[2 * j] = narrow<S>(a);
+    to[2 * j + 1] = narrow<S>(b);
+  }
+};
+
+// A row's places 0, 2, 4, ... and 1, 3, 5, ... apart.
+template <class T, class S>
+void split(const S* row, int64_t count, T* evens, T* odds) {
+  using L = Lanes<T>;
+  int64_t j = 0;
+  for (; j + 2 * L::width <= count; j += 2 * L::width) {
+    typename L::V even, odd;
+    deinterleave(L::load(row + j), L::load(row + j + L::width), even, odd);
+    L::store(evens + j / 2, even);
+    L::store(odds + j / 2, odd);
+  }
+  for (; j < count; ++j) (j % 2 ? odds : evens)[j / 2] = widened<T>(row[j]);
+}
+
+template <class T, class S>
+void widen_row(const S* from, int64_t count, T* to) {
+  using L = Lanes<T>;
+  int64_t j = 0;
+  for (; j + L::width <= count; j += L::width) L::store(to + j, L::load(from + j));
+  for (; j < count; ++j) to[j] = widened<T>(from[j]);
+}
+
+template <class T, class S>
+void narrow_row(const T* from, int64_t count, S* to) {
+  using L = Lanes<T>;
+  int64_t j = 0;
+  for (; j + L::width <= count; j += L::width) L::store(to + j, L::load(from + j));
+  for (; j < count; ++j) to[j] = narrow<S>(from[j]);
+}
+
+// ---- the sums -------------------------------------------------------------------------------------
+
+template <int kCount, class V, class L, class T, class S>
+inline void add_terms(const Mix<T, S>& m, int64_t j, V (&u)[kCount], V (&v)[kCount]) {
+  for (int n = 0; n < kCount; ++n) u[n] = v[n] = splat<V>(T(0));
+  int e = 0;
+  for (; e < m.both; ++e) {
+    const V weight_u = splat<V>(m.u[e]), weight_v = splat<V>(m.v[e]);
+    for (int n = 0; n < kCount; ++n) {
+      const V x = L::load(m.row[e] + j + n * L::width);
+      u[n] = fma_(weight_u, x, u[n]);
+      v[n] = fma_(weight_v, x, v[n]);
+    }
+  }
+  for (const int end = e + m.only_u; e < end; ++e)
+    for (int n = 0; n < kCount; ++n)
+      u[n] = fma_(splat<V>(m.u[e]), L::load(m.row[e] + j + n * L::width), u[n]);
+  for (const int end = e + m.only_v; e < end; ++e)
+    for (int n = 0; n < kCount; ++n)
+      v[n] = fma_(splat<V>(m.v[e]), L::load(m.row[e] + j + n * L::width), v[n]);
+}
+
+// One element, in the place of a register.
+template <class T>
+struct OneLane {
+  static constexpr int width = 1;
+  template <class S>
+  static T load(const S* x) {
+    return widened<T>(*x);
+  }
+};
+
+template <int kCount, class T, class S, class Sink>
+inline void mix_registers(const Mix<T, S>& m, int64_t from, int64_t j, const Sink& sink) {
+  using V = typename Lanes<T>::V;
+  V u[kCount], v[kCount];
+  add_terms<kCount, V, Lanes<T>>(m, from + j, u, v);
+  sink.put(j, u, v);
+}
+
+template <class T, class S, class Sink>
+inline void mix_one(const Mix<T, S>& m, int64_t from, int64_t j, const Sink& sink) {
+  T u[1], v[1];
+  add_terms<1, T, OneLane<T>>(m, from + j, u, v);
+  sink.put(j, u[0], v[0]);
+}
+
+// `count` elements from `from` on of each row, as elements 0, 1, ... of the sink. kStep registers are the
+// least that it takes at a time.
+template <int kStep = 1, class T, class S, class Sink>
+void mix(const Mix<T, S>& m, int64_t from, int64_t count, const Sink& sink) {
+  constexpr int64_t width = Lanes<T>::width, step = kStep * width;
+  int64_t j = 0;
+  for (; j + 4 * width <= count; j += 4 * width) mix_registers<4>(m, from, j, sink);
+  for (; j + step <= count; j += step) mix_registers<kStep>(m, from, j, sink);
+  if (j < count && count > step) {  // the rest with some elements a second time
+    const int64_t again = (count - step) / kStep * kStep;
+    mix_registers<kStep>(m, from, again, sink);
+    j = again + step;
+  }
+  for (; j < count; ++j) mix_one(m, from, j, sink);
+}
+
+}  // namespace
+}  // namespace fastdiff::wavelet
