@@ -152,24 +152,23 @@ void narrow_row(const T* from, int64_t count, S* to) {
 
 // ---- the sums -------------------------------------------------------------------------------------
 
-template <int kCount, class V, class L, class T, class S>
-inline void add_terms(const Mix<T, S>& m, int64_t j, V (&u)[kCount], V (&v)[kCount]) {
+// At `at(n)`, n < kCount.
+template <int kCount, class V, class L, class T, class S, class At>
+inline void add_terms(const Mix<T, S>& m, const At& at, V (&u)[kCount], V (&v)[kCount]) {
   for (int n = 0; n < kCount; ++n) u[n] = v[n] = splat<V>(T(0));
   int e = 0;
   for (; e < m.both; ++e) {
     const V weight_u = splat<V>(m.u[e]), weight_v = splat<V>(m.v[e]);
     for (int n = 0; n < kCount; ++n) {
-      const V x = L::load(m.row[e] + j + n * L::width);
+      const V x = L::load(m.row[e] + at(n));
       u[n] = fma_(weight_u, x, u[n]);
       v[n] = fma_(weight_v, x, v[n]);
     }
   }
   for (const int end = e + m.only_u; e < end; ++e)
-    for (int n = 0; n < kCount; ++n)
-      u[n] = fma_(splat<V>(m.u[e]), L::load(m.row[e] + j + n * L::width), u[n]);
+    for (int n = 0; n < kCount; ++n) u[n] = fma_(splat<V>(m.u[e]), L::load(m.row[e] + at(n)), u[n]);
   for (const int end = e + m.only_v; e < end; ++e)
-    for (int n = 0; n < kCount; ++n)
-      v[n] = fma_(splat<V>(m.v[e]), L::load(m.row[e] + j + n * L::width), v[n]);
+    for (int n = 0; n < kCount; ++n) v[n] = fma_(splat<V>(m.v[e]), L::load(m.row[e] + at(n)), v[n]);
 }
 
 // One element, in the place of a register.
@@ -182,34 +181,77 @@ struct OneLane {
   }
 };
 
+// kCount registers side by side from element j on.
 template <int kCount, class T, class S, class Sink>
 inline void mix_registers(const Mix<T, S>& m, int64_t from, int64_t j, const Sink& sink) {
   using V = typename Lanes<T>::V;
   V u[kCount], v[kCount];
-  add_terms<kCount, V, Lanes<T>>(m, from + j, u, v);
+  add_terms<kCount, V, Lanes<T>>(m, [&](int n) { return from + j + n * Lanes<T>::width; }, u, v);
   sink.put(j, u, v);
+}
+
+// The same, but the last register ends at `end`: it may take elements of the one before it a second time.
+template <int kCount, class T, class S, class Sink>
+inline void mix_last(const Mix<T, S>& m, int64_t from, int64_t j, int64_t end, const Sink& sink) {
+  using V = typename Lanes<T>::V;
+  const auto place = [&](int n) { return n + 1 < kCount ? j + n * Lanes<T>::width : end - Lanes<T>::width; };
+  V u[kCount], v[kCount];
+  add_terms<kCount, V, Lanes<T>>(m, [&](int n) { return from + place(n); }, u, v);
+  for (int n = 0; n < kCount; ++n) {
+    const V a[1] = {u[n]}, b[1] = {v[n]};
+    sink.put(place(n), a, b);
+  }
 }
 
 template <class T, class S, class Sink>
 inline void mix_one(const Mix<T, S>& m, int64_t from, int64_t j, const Sink& sink) {
   T u[1], v[1];
-  add_terms<1, T, OneLane<T>>(m, from + j, u, v);
+  add_terms<1, T, OneLane<T>>(m, [&](int) { return from + j; }, u, v);
   sink.put(j, u[0], v[0]);
 }
 
-// `count` elements from `from` on of each row, as elements 0, 1, ... of the sink. kStep registers are the
-// least that it takes at a time.
-template <int kStep = 1, class T, class S, class Sink>
+// `count` elements from `from` on of each row, as elements 0, 1, ... of the sink. Few registers at a time
+// would wait for each other, so that what is left over joins the last ones.
+template <class T, class S, class Sink>
 void mix(const Mix<T, S>& m, int64_t from, int64_t count, const Sink& sink) {
-  constexpr int64_t width = Lanes<T>::width, step = kStep * width;
+  constexpr int64_t width = Lanes<T>::width;
+  if (count < width) {
+    for (int64_t j = 0; j < count; ++j) mix_one(m, from, j, sink);
+    return;
+  }
+  int64_t j = 0;
+  for (; j + 7 * width <= count; j += 4 * width) mix_registers<4>(m, from, j, sink);
+  switch ((count - j + width - 1) / width) {
+    case 1:
+      return mix_last<1>(m, from, j, count, sink);
+    case 2:
+      return mix_last<2>(m, from, j, count, sink);
+    case 3:
+      return mix_last<3>(m, from, j, count, sink);
+    case 4:
+      return mix_last<4>(m, from, j, count, sink);
+    case 5:
+      return mix_last<5>(m, from, j, count, sink);
+    case 6:
+      return mix_last<6>(m, from, j, count, sink);
+    case 7:
+      mix_registers<4>(m, from, j, sink);
+      return mix_last<3>(m, from, j + 4 * width, count, sink);
+  }
+}
+
+// The same for sinks that take registers in pairs, at even places.
+template <class T, class S, class Sink>
+void mix_pairs(const Mix<T, S>& m, int64_t from, int64_t count, const Sink& sink) {
+  constexpr int64_t width = Lanes<T>::width;
   int64_t j = 0;
   for (; j + 4 * width <= count; j += 4 * width) mix_registers<4>(m, from, j, sink);
-  for (; j + step <= count; j += step) mix_registers<kStep>(m, from, j, sink);
-  if (j < count && count > step) {  // the rest with some elements a second time
-    const int64_t again = (count - step) / kStep * kStep;
-    mix_registers<kStep>(m, from, again, sink);
-    j = again + step;
+  if (j < count && count >= 4 * width) {  // the rest with some elements a second time
+    j = (count - 4 * width) / 2 * 2;
+    mix_registers<4>(m, from, j, sink);
+    j += 4 * width;
   }
+  for (; j + 2 * width <= count; j += 2 * width) mix_registers<2>(m, from, j, sink);
   for (; j < count; ++j) mix_one(m, from, j, sink);
 }
 

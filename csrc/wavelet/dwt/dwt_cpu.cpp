@@ -5,10 +5,13 @@
 // used L/2 times. Work: L multiply-adds per element and axis. An outer axis makes two rows of L rows at a
 // time; they are split by even and odd place on their way into the first-level cache, so that the last axis
 // makes its two bands from contiguous runs as well.
+#define FASTDIFF_SHORT_LANES
+
 #include <algorithm>
 
 #include "wavelet/dwt/dwt_math.h"
 #include "wavelet/mix.h"
+#include "wavelet/two_taps.h"
 
 namespace fastdiff::dwt {
 namespace {
@@ -23,6 +26,7 @@ using wavelet::mix;
 using wavelet::RowSink;
 using wavelet::SplitSink;
 using wavelet::Stencil;
+using wavelet::TwoTaps;
 
 // The rows that make up coefficient k of an outer axis.
 template <class T, class S>
@@ -113,7 +117,12 @@ template <class T, class In, class Out>
 class Analysis {
  public:
   Analysis(const Params& p, const Tiling& tiling, T* scratch)
-      : p_(p), t_(tiling), last_(p.axis[p.ndim - 1]), of_x_(p.stencil), of_frame_(p.stencil) {
+      : p_(p),
+        t_(tiling),
+        last_(p.axis[p.ndim - 1]),
+        two_taps_(p.stencil),
+        of_x_(p.stencil),
+        of_frame_(p.stencil) {
     const auto take = [&scratch](int64_t count) {
       T* const taken = scratch;
       scratch += count;
@@ -273,7 +282,7 @@ class Analysis {
     }
     each_part(rows, [&](int64_t from, int64_t count, int part) {
       if (part == 0) {
-        mix<2>(*m, from, count, split_sink(split_[0], split_[1]));
+        wavelet::mix_pairs(*m, from, count, split_sink(split_[0], split_[1]));
       } else {
         const int64_t at = 2 * t_.half + part - 1;
         mix(*m, from, count, RowSink<T>{split_[0] + at, split_[1] + at});
@@ -361,7 +370,38 @@ class Analysis {
     clear(to, (k1_ == last_.bands ? last_.grid : k1_) - k0_, pairs);
   }
 
+  // ---- two taps
+
+  // Whether the strip is made of whole pairs of columns.
+  bool is_in_pairs() const {
+    return TwoTaps<T>::fit(p_.stencil) && p_.group == 1 && p_.y_rows && c1_ - c0_ == 2 * (k1_ - k0_);
+  }
+
+  static bool has_pair(const Axis& axis, int64_t k) { return 2 * k + 2 <= axis.size; }
+
+  // All bands of the strip at once, from rows of the axes before the last, the first of which is at `from` of
+  // x.
+  template <int kAxes>
+  void square(const In* from, int64_t to) const {
+    const In* row[1 << (kAxes - 1)];
+    Out* band[1 << kAxes];
+    for (int i = 0; i < 1 << (kAxes - 1); ++i) {
+      row[i] = from + (rows_.packed ? 0 : c0_);
+      for (int a = 0; a + 1 < kAxes; ++a) row[i] += (i >> (kAxes - 2 - a) & 1) * rows_.stride[a];
+    }
+    for (int b = 0; b < 1 << kAxes; ++b) band[b] = static_cast<Out*>(p_.y) + to + b * last_.band;
+    if (p_.scale.data) {
+      to_bands<kAxes>(two_taps_, row, k1_ - k0_, band, [this]<class V>(V value, int b) {
+        return scaled(value, splat<V>(factor_[b]), p_.divide);
+      });
+    } else {
+      to_bands<kAxes>(two_taps_, row, k1_ - k0_, band, []<class V>(V value, int) { return value; });
+    }
+    if (k1_ == last_.bands) clear(to + k1_ - k0_, last_.grid - k1_, 1 << (kAxes - 1));
+  }
+
   void line() {
+    if (is_in_pairs()) return square<1>(rows_.base, y_);
     const int64_t at = rows_.packed ? 0 : c0_ * p_.group;
     if (p_.group == 1) {
       split_own(rows_.base + at, split_[0]);
@@ -389,6 +429,12 @@ class Analysis {
         clear_row(to, 2);
         continue;
       }
+      if constexpr (std::is_same_v<S, In>) {
+        if (p_.ndim == 2 && is_in_pairs() && has_pair(axis, k)) {
+          square<2>(rows_.base + 2 * k * stride, to);
+          continue;
+        }
+      }
       make_split_rows(outer, rows, axis, base, stride, k);
       finish(0, to, band);
       finish(1, to + axis.band, band + 2);
@@ -402,6 +448,7 @@ class Analysis {
       for (int64_t h = 0; h < second.grid; ++h) clear_row(to + h * second.y, 4);
       return;
     }
+    if (is_in_pairs() && has_pair(first, k) && second.size % 2 == 0) return cubes(k, to);
     for (int64_t h = 0; h < second.size; ++h)
       make_rows(of_x_, rows_, first, rows_.base + h * rows_.stride[1], rows_.stride[0], k,
                 frame_[0] + h * t_.line, frame_[1] + h * t_.line);
@@ -411,9 +458,17 @@ class Analysis {
             to + high * first.band, 4 * high);
   }
 
+  void cubes(int64_t k, int64_t to) const {
+    const Axis& second = p_.axis[1];
+    for (int64_t h = 0; h < second.bands; ++h)
+      square<3>(rows_.base + 2 * k * rows_.stride[0] + 2 * h * rows_.stride[1], to + h * second.y);
+    for (int64_t h = second.bands; h < second.grid; ++h) clear_row(to + h * second.y, 4);
+  }
+
   const Params& p_;
   const Tiling& t_;
   const Axis& last_;
+  const TwoTaps<T> two_taps_;
   OuterRows<T, In> of_x_;
   OuterRows<T, T> of_frame_;
   Mix<T, T> across_[2];  // along the last axis, from each of the split rows

@@ -5,10 +5,13 @@
 // is made of stay in a cache. Work: L multiply-adds per element and axis. An outer axis makes two rows at a
 // time of L rows of two bands; the last one makes pairs of samples from two contiguous runs and weaves them
 // together on their way to memory.
+#define FASTDIFF_SHORT_LANES
+
 #include <algorithm>
 
 #include "wavelet/idwt/idwt_math.h"
 #include "wavelet/mix.h"
+#include "wavelet/two_taps.h"
 
 namespace fastdiff::idwt {
 namespace {
@@ -22,6 +25,7 @@ using wavelet::mix;
 using wavelet::modulo;
 using wavelet::RowSink;
 using wavelet::Stencil;
+using wavelet::TwoTaps;
 using wavelet::WeaveSink;
 
 // Sample n gets `weight` times what there is past the ends at i.
@@ -140,6 +144,7 @@ class Synthesis {
       : p_(p),
         t_(tiling),
         last_(p.axis[p.ndim - 1]),
+        two_taps_(p.stencil),
         of_y_(p),
         of_frame_(p),
         folds_{{p, p.axis[0]}, {p, p.axis[1]}, {p, p.axis[2]}} {
@@ -309,14 +314,16 @@ class Synthesis {
     }
   }
 
-  // What is past the ends of the axis before the last and belongs to sample n of it.
+  // Adds to the samples of pair r of the axis before the last, in rows 0 and 1, what is past its ends and
+  // belongs to them.
   template <class S>
-  void fold_rows(OuterRows<T, S>& outer, const Bands<S>& bands, int64_t n, T* row) {
+  void fold_rows(OuterRows<T, S>& outer, const Bands<S>& bands, int64_t r) {
+    int64_t made = -1;  // of the pairs, in rows 2 and 3
     for (const Fold<T>& fold : folds_[p_.ndim - 2]) {
-      if (fold.n != n) continue;
-      const int64_t m = fold.i + p_.offset;
-      make_pair(outer, bands, m / 2, row_[2], row_[3]);
-      add_row(row_[2 + m % 2], fold.weight, t_.row(), row);
+      const int64_t to = fold.n + p_.offset, from = fold.i + p_.offset;
+      if (to / 2 != r) continue;
+      if (made != from / 2) make_pair(outer, bands, made = from / 2, row_[2], row_[3]);
+      add_row(row_[2 + from % 2], fold.weight, t_.row(), row_[to % 2]);
     }
   }
 
@@ -327,16 +334,46 @@ class Synthesis {
   template <class S>
   void image(OuterRows<T, S>& outer, const Bands<S>& bands, int64_t r, int64_t x) {
     const Axis& axis = p_.axis[p_.ndim - 2];
+    if constexpr (std::is_same_v<S, In>) {
+      if (p_.ndim == 2 && is_in_pairs() && has_pair(axis, r)) return square<2>(r, 0, x + 2 * r * axis.x);
+    }
     make_pair(outer, bands, r, row_[0], row_[1]);
+    fold_rows(outer, bands, r);
     for (int n = 0; n < 2; ++n) {
       const int64_t sample = 2 * r + n - p_.offset;
-      if (sample < 0 || sample >= axis.size) continue;
-      fold_rows(outer, bands, sample, row_[n]);
-      finish(n, x + sample * axis.x);
+      if (0 <= sample && sample < axis.size) finish(n, x + sample * axis.x);
     }
   }
 
+  // ---- two taps
+
+  // Whether the strip is made of whole pairs of samples, each of its own coefficients.
+  bool is_in_pairs() const {
+    return TwoTaps<T>::fit(p_.stencil) && p_.group == 1 && p_.x_rows && !folds(p_) && 2 * r1_ <= last_.size;
+  }
+
+  static bool has_pair(const Axis& axis, int64_t r) { return 2 * r + 2 <= axis.size; }
+
+  // All bands of the strip at once, from those at row k (and h) of the axes before the last.
+  template <int kAxes>
+  void square(int64_t k, int64_t h, int64_t to) const {
+    const In* band[1 << kAxes];
+    Out* row[1 << (kAxes - 1)];
+    for (unsigned b = 0; b < 1 << kAxes; ++b) {
+      unsigned bits = 0;  // bit a: of axis a, which comes earlier in the bands' order
+      for (int a = 0; a < kAxes; ++a) bits |= (b >> (kAxes - 1 - a) & 1) << a;
+      const Band<In> rows = bands_.of(bits, 0, h);
+      band[b] = rows.base + k * rows.stride + (bands_.packed ? 0 : c0_);
+    }
+    for (int i = 0; i < 1 << (kAxes - 1); ++i) {
+      row[i] = static_cast<Out*>(p_.x) + to + 2 * r0_;
+      for (int a = 0; a + 1 < kAxes; ++a) row[i] += (i >> (kAxes - 2 - a) & 1) * p_.axis[a].x;
+    }
+    wavelet::from_bands<kAxes>(two_taps_, band, r1_ - r0_, row);
+  }
+
   void line() {
+    if (is_in_pairs()) return square<1>(0, 0, x_);
     for (unsigned high = 0; high < 2; ++high) {
       const Band<In> band = bands_.of(high, 0, 0);
       T* const to = row_[0] + high * t_.half + (c0_ - k0_) * p_.group;
@@ -351,16 +388,21 @@ class Synthesis {
 
   void volume(int64_t r) {
     const Axis &first = p_.axis[0], &second = p_.axis[1];
+    if (is_in_pairs() && has_pair(first, r) && second.size % 2 == 0) {
+      for (int64_t h = 0; h < second.bands; ++h) square<3>(r, h, x_ + 2 * r * first.x + 2 * h * second.x);
+      return;
+    }
     make_frames(r, frame_[0], frame_[1]);
+    int64_t made = -1;  // of the pairs, in frames 2 and 3
+    for (const Fold<T>& fold : folds_[0]) {
+      const int64_t to = fold.n + p_.offset, from = fold.i + p_.offset;
+      if (to / 2 != r) continue;
+      if (made != from / 2) make_frames(made = from / 2, frame_[2], frame_[3]);
+      add_row(frame_[2 + from % 2], fold.weight, t_.frame, frame_[to % 2]);
+    }
     for (int n = 0; n < 2; ++n) {
       const int64_t sample = 2 * r + n - p_.offset;
       if (sample < 0 || sample >= first.size) continue;
-      for (const Fold<T>& fold : folds_[0]) {
-        if (fold.n != sample) continue;
-        const int64_t m = fold.i + p_.offset;
-        make_frames(m / 2, frame_[2], frame_[3]);
-        add_row(frame_[2 + m % 2], fold.weight, t_.frame, frame_[n]);
-      }
       Bands<T> made;
       made.base = frame_[n];
       made.stride[1] = t_.packed;
@@ -402,6 +444,10 @@ class Synthesis {
   // Sample row n, to x.
   void finish(int n, int64_t x) {
     pad_row(row_[n]);
+    if constexpr (std::is_same_v<Out, T>) {
+      if (folds(p_) && p_.x_rows && p_.group == 1)
+        return finish_folded_in_place(n, static_cast<T*>(p_.x) + x);
+    }
     if (folds(p_)) return finish_folded(n, x);
     if (p_.x_rows && p_.group == 1) return finish_woven(n, static_cast<Out*>(p_.x) + x);
     mix(across_[n], 0, (r1_ - r0_) * p_.group, RowSink<T>{line_[0], line_[1]});
@@ -418,20 +464,38 @@ class Synthesis {
     for (int64_t e = 0; e < p_.group; ++e) x[e] = narrow<Out>(position[e]);
   }
 
-  // The pairs at the strip's ends may have one sample outside.
+  // Of the strip's pairs, those whose samples are there; at an end there may be one of two.
   void finish_woven(int n, Out* x) {
     const Mix<T, T>& m = across_[n];
-    const int64_t first = 2 * r0_ - p_.offset, count = r1_ - r0_;
-    const int64_t begin = first < 0 ? 1 : 0, end = first + 2 * count > last_.size ? count - 1 : count;
-    if (begin == 1) {
-      mix(m, 0, 1, RowSink<T>{line_[0], line_[1]});
+    const int64_t begin = std::max(r0_, (p_.offset + 1) / 2 + int64_t{0}),
+                  end = std::min(r1_, (last_.size + p_.offset) / 2);
+    const bool odd_first = p_.offset % 2 == 1 && r0_ <= p_.offset / 2 && p_.offset / 2 < r1_;
+    const bool even_last = (last_.size + p_.offset) % 2 == 1 && r0_ <= end && end < r1_;
+    if (odd_first) {
+      mix(m, p_.offset / 2 - r0_, 1, RowSink<T>{line_[0], line_[1]});
       x[0] = narrow<Out>(line_[1][0]);
     }
-    if (end < count && count - 1 >= begin) {
-      mix(m, count - 1, 1, RowSink<T>{line_[0], line_[1]});
+    if (even_last) {
+      mix(m, end - r0_, 1, RowSink<T>{line_[0], line_[1]});
       x[last_.size - 1] = narrow<Out>(line_[0][0]);
     }
-    if (begin < end) mix(m, begin, end - begin, WeaveSink<T, Out>{x + first + 2 * begin});
+    if (begin < end) mix(m, begin - r0_, end - begin, WeaveSink<T, Out>{x + 2 * begin - p_.offset});
+  }
+
+  // The same, and then samples past the ends are added to their own where those are already.
+  void finish_folded_in_place(int n, T* x) {
+    finish_woven(n, x);
+    const int64_t left = (p_.offset + 1) / 2, right = (last_.size + p_.offset) / 2;
+    T *const before = line_[0], *const after = line_[1];
+    const auto whole = [](int64_t count) {
+      return (count + Lanes<T>::width - 1) / Lanes<T>::width * Lanes<T>::width;
+    };
+    mix(across_[n], 0, whole(left), WeaveSink<T, T>{before});
+    mix(across_[n], right, whole(r1_ - right), WeaveSink<T, T>{after});
+    for (const Fold<T>& fold : folds_[p_.ndim - 1]) {
+      const int64_t at = fold.i + p_.offset;
+      x[fold.n] = fma_(fold.weight, fold.i < 0 ? before[at] : after[at - 2 * right], x[fold.n]);
+    }
   }
 
   // All that there is along the axis, past its ends too; then those samples are added to their own.
@@ -459,6 +523,7 @@ class Synthesis {
   const Params& p_;
   const Tiling& t_;
   const Axis& last_;
+  const TwoTaps<T> two_taps_;
   OuterRows<T, In> of_y_;
   OuterRows<T, T> of_frame_;
   const Folds<T> folds_[wavelet::kMaxSpatial];
