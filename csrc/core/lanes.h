@@ -205,6 +205,24 @@ namespace {
 
 #if !defined(__AVX2__)  // the portable build: one element at a time
 
+// The elements of a, then of b: those at even places, and the others. The way back is interleave().
+inline void deinterleave(float a, float b, float& even, float& odd) {
+  even = a;
+  odd = b;
+}
+inline void deinterleave(double a, double b, double& even, double& odd) {
+  even = a;
+  odd = b;
+}
+inline void interleave(float a, float b, float& low, float& high) {
+  low = a;
+  high = b;
+}
+inline void interleave(double a, double b, double& low, double& high) {
+  low = a;
+  high = b;
+}
+
 template <>
 struct Lanes<float> {
   using V = float;

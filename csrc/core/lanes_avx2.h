@@ -98,6 +98,28 @@ inline __m256 as_float(__m256i a) {
 inline __m256i as_bits(__m256 a) {
   return _mm256_castps_si256(a);
 }
+// The elements of a, then of b: those at even places, and the others.
+inline void deinterleave(__m256 a, __m256 b, __m256& even, __m256& odd) {
+  const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+  even = _mm256_shuffle_ps(low, high, 0x88);
+  odd = _mm256_shuffle_ps(low, high, 0xdd);
+}
+inline void deinterleave(__m256d a, __m256d b, __m256d& even, __m256d& odd) {
+  const __m256d low = _mm256_permute2f128_pd(a, b, 0x20), high = _mm256_permute2f128_pd(a, b, 0x31);
+  even = _mm256_unpacklo_pd(low, high);
+  odd = _mm256_unpackhi_pd(low, high);
+}
+// The way back: a0 b0 a1 b1 ...
+inline void interleave(__m256 a, __m256 b, __m256& low, __m256& high) {
+  const __m256 first = _mm256_unpacklo_ps(a, b), second = _mm256_unpackhi_ps(a, b);
+  low = _mm256_permute2f128_ps(first, second, 0x20);
+  high = _mm256_permute2f128_ps(first, second, 0x31);
+}
+inline void interleave(__m256d a, __m256d b, __m256d& low, __m256d& high) {
+  const __m256d first = _mm256_unpacklo_pd(a, b), second = _mm256_unpackhi_pd(a, b);
+  low = _mm256_permute2f128_pd(first, second, 0x20);
+  high = _mm256_permute2f128_pd(first, second, 0x31);
+}
 template <>
 inline __m256 splat<__m256>(float a) {
   return _mm256_set1_ps(a);

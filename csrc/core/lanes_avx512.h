@@ -98,6 +98,28 @@ inline __m512 as_float(__m512i a) {
 inline __m512i as_bits(__m512 a) {
   return _mm512_castps_si512(a);
 }
+// The elements of a, then of b: those at even places, and the others.
+inline void deinterleave(__m512 a, __m512 b, __m512& even, __m512& odd) {
+  const __m512i places = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  even = _mm512_permutex2var_ps(a, places, b);
+  odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(places, _mm512_set1_epi32(1)), b);
+}
+inline void deinterleave(__m512d a, __m512d b, __m512d& even, __m512d& odd) {
+  const __m512i places = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+  even = _mm512_permutex2var_pd(a, places, b);
+  odd = _mm512_permutex2var_pd(a, _mm512_add_epi64(places, _mm512_set1_epi64(1)), b);
+}
+// The way back: a0 b0 a1 b1 ...
+inline void interleave(__m512 a, __m512 b, __m512& low, __m512& high) {
+  const __m512i places = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  low = _mm512_permutex2var_ps(a, places, b);
+  high = _mm512_permutex2var_ps(a, _mm512_add_epi32(places, _mm512_set1_epi32(8)), b);
+}
+inline void interleave(__m512d a, __m512d b, __m512d& low, __m512d& high) {
+  const __m512i places = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  low = _mm512_permutex2var_pd(a, places, b);
+  high = _mm512_permutex2var_pd(a, _mm512_add_epi64(places, _mm512_set1_epi64(4)), b);
+}
 template <>
 inline __m512 splat<__m512>(float a) {
   return _mm512_set1_ps(a);
