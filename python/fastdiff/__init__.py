@@ -5,11 +5,12 @@ Operators are ``torch.ops.fastdiff.*``, with thin wrappers of the same names her
 into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs it.
 """
 
-from fastdiff import _native, guidance, planners, schedules
+from fastdiff import _native, guidance, planners, schedules, wavelet
 from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
+from fastdiff.wavelet import haar_patch, haar_unpatch
 
 _native.load()
 
@@ -20,11 +21,14 @@ __all__ = [
     "guidance",
     "guidance_coefficients",
     "guidance_stats",
+    "haar_patch",
+    "haar_unpatch",
     "isa",
     "linear_step",
     "planners",
     "scaled_error_norm",
     "schedules",
     "use_isa",
+    "wavelet",
     "window_blend",
 ]

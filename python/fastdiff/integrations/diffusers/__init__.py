@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""diffusers' schedulers as plans: `plan_from(pipe.scheduler, 20)`."""
+"""diffusers' schedulers as plans, `plan_from(pipe.scheduler, 20)`, and faster modules in its models."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.integrations.diffusers._options import MAPPERS, Options
+from fastdiff.integrations.diffusers.haar_patch import use_fast_haar_patch
 
 if TYPE_CHECKING:
     from fastdiff.planners import Plan
 
-__all__ = ["plan_from", "reproducible"]
+__all__ = ["plan_from", "reproducible", "use_fast_haar_patch"]
 
-# Each module of this package registers the scheduler classes of one planner.
+# Each module of this package that is about schedulers registers the classes of one planner.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
