@@ -171,7 +171,8 @@ struct FloatOf {
 
 // ---- a register of elements -----------------------------------------------------------------------
 // Lanes<T> names the register type for element type T in this translation unit, its width, and how it
-// is loaded from and stored to each storage dtype.
+// is loaded from and stored to each storage dtype. deinterleave takes the elements of a and then b apart by
+// their parity, interleave puts them together again.
 
 template <class T>
 struct Lanes;
@@ -222,6 +223,8 @@ struct Lanes<float> {
   static void store_interleaved(float* p, const V v[4]) {
     for (int j = 0; j < 4; ++j) p[j] = v[j];
   }
+  static void deinterleave(V a, V b, V& even, V& odd) { even = a, odd = b; }
+  static void interleave(V even, V odd, V& a, V& b) { a = even, b = odd; }
   template <class S>
   static void stream(S* p, V v) {
     store(p, v);
@@ -235,6 +238,8 @@ struct Lanes<double> {
   static double total(V v) { return v; }
   static V load(const double* p) { return *p; }
   static void store(double* p, V v) { *p = v; }
+  static void deinterleave(V a, V b, V& even, V& odd) { even = a, odd = b; }
+  static void interleave(V even, V odd, V& a, V& b) { a = even, b = odd; }
   static void stream(double* p, V v) { *p = v; }
 };
 

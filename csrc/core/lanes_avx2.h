@@ -153,8 +153,20 @@ struct Lanes<float> {
     store(p + 16, _mm256_permute2f128_ps(a, b, 0x31));
     store(p + 24, _mm256_permute2f128_ps(c, d, 0x31));
   }
+  static void deinterleave(V a, V b, V& even, V& odd) {
+    even = in_order(_mm256_shuffle_ps(a, b, 0x88));
+    odd = in_order(_mm256_shuffle_ps(a, b, 0xdd));
+  }
+  static void interleave(V even, V odd, V& a, V& b) {
+    const V low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
+    a = _mm256_permute2f128_ps(low, high, 0x20);
+    b = _mm256_permute2f128_ps(low, high, 0x31);
+  }
 
  private:
+  static V in_order(V v) {  // the quarters 0 2 1 3
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
+  }
   static __m128i narrow(__m256i words) {  // the low 16 bits of each word, in order
     const __m256i packed = _mm256_packus_epi32(words, words);
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
@@ -184,6 +196,15 @@ struct Lanes<double> {
   static V load(const double* p) { return _mm256_loadu_pd(p); }
   static void store(double* p, V v) { _mm256_storeu_pd(p, v); }
   static void stream(double* p, V v) { _mm256_stream_pd(p, v); }
+  static void deinterleave(V a, V b, V& even, V& odd) {
+    even = _mm256_permute4x64_pd(_mm256_unpacklo_pd(a, b), 0xd8);
+    odd = _mm256_permute4x64_pd(_mm256_unpackhi_pd(a, b), 0xd8);
+  }
+  static void interleave(V even, V odd, V& a, V& b) {
+    const V low = _mm256_unpacklo_pd(even, odd), high = _mm256_unpackhi_pd(even, odd);
+    a = _mm256_permute2f128_pd(low, high, 0x20);
+    b = _mm256_permute2f128_pd(low, high, 0x31);
+  }
 };
 
 }  // namespace

@@ -158,6 +158,18 @@ struct Lanes<float> {
     store(p + 32, _mm512_shuffle_f32x4(ab02, cd02, 0xdd));
     store(p + 48, _mm512_shuffle_f32x4(ab13, cd13, 0xdd));
   }
+  static void deinterleave(V a, V b, V& even, V& odd) {
+    even = _mm512_permutex2var_ps(
+        a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);
+    odd = _mm512_permutex2var_ps(
+        a, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), b);
+  }
+  static void interleave(V even, V odd, V& a, V& b) {
+    a = _mm512_permutex2var_ps(
+        even, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), odd);
+    b = _mm512_permutex2var_ps(
+        even, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), odd);
+  }
 
  private:
   static __m256i halves(V v) {
@@ -187,6 +199,14 @@ struct Lanes<double> {
   static V load(const double* p) { return _mm512_loadu_pd(p); }
   static void store(double* p, V v) { _mm512_storeu_pd(p, v); }
   static void stream(double* p, V v) { _mm512_stream_pd(p, v); }
+  static void deinterleave(V a, V b, V& even, V& odd) {
+    even = _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b);
+    odd = _mm512_permutex2var_pd(a, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), b);
+  }
+  static void interleave(V even, V odd, V& a, V& b) {
+    a = _mm512_permutex2var_pd(even, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), odd);
+    b = _mm512_permutex2var_pd(even, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), odd);
+  }
 };
 
 }  // namespace

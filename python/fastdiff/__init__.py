@@ -10,6 +10,7 @@ from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
+from fastdiff.wavelet import laplacian_merge, laplacian_split
 
 _native.load()
 
@@ -21,6 +22,8 @@ __all__ = [
     "guidance_coefficients",
     "guidance_stats",
     "isa",
+    "laplacian_merge",
+    "laplacian_split",
     "linear_step",
     "planners",
     "scaled_error_norm",
