@@ -10,25 +10,50 @@ from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
-from fastdiff.wavelet import haar_patch, haar_unpatch
+from fastdiff.wavelet import (
+    DWT,
+    IDWT,
+    dwt,
+    haar_patch,
+    haar_unpatch,
+    idwt,
+    laplacian_merge,
+    laplacian_split,
+    pack_subbands,
+    unpack_subbands,
+    upsample_subbands,
+    wavedec,
+    waverec,
+)
 
 _native.load()
 
 __all__ = [
+    "DWT",
+    "IDWT",
     "__version__",
     "channel_affine",
+    "dwt",
     "dynamic_threshold",
     "guidance",
     "guidance_coefficients",
     "guidance_stats",
     "haar_patch",
     "haar_unpatch",
+    "idwt",
     "isa",
+    "laplacian_merge",
+    "laplacian_split",
     "linear_step",
+    "pack_subbands",
     "planners",
     "scaled_error_norm",
     "schedules",
+    "unpack_subbands",
+    "upsample_subbands",
     "use_isa",
+    "wavedec",
     "wavelet",
+    "waverec",
     "window_blend",
 ]

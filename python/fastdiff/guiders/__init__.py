@@ -11,6 +11,7 @@ from fastdiff.guiders.cfg import CFG, PowerCosine, RescaledCFG
 from fastdiff.guiders.cfg_plus_plus import CFGPlusPlus
 from fastdiff.guiders.cfg_zero_star import CFGZeroStar
 from fastdiff.guiders.compose import Compose
+from fastdiff.guiders.frequency_decoupled import FrequencyDecoupled
 from fastdiff.guiders.linear_ag import LinearAG, Regression, fit_linear_ag
 from fastdiff.guiders.magnitude_aware import MagnitudeAware
 from fastdiff.guiders.norm_balanced import NormBalanced
@@ -29,6 +30,7 @@ __all__ = [
     "CFGPlusPlus",
     "CFGZeroStar",
     "Compose",
+    "FrequencyDecoupled",
     "Guidance",
     "LinearAG",
     "MagnitudeAware",

@@ -85,19 +85,22 @@ class Guidance(ABC):
             ValueError: a wrong number of predictions, or a step that is not one of `steps`.
             RuntimeError: dtypes, shapes or devices that do not fit.
         """
-        if len(others) + 2 != len(self.branches):
-            raise ValueError(
-                f"{type(self).__name__}: expected {len(self.branches)} predictions "
-                f"({', '.join((COND, UNCOND, *self.branches[2:]))}), got {len(others) + 2}"
-            )
-        if step is not None and not 0 <= step < steps:
-            raise ValueError(f"{type(self).__name__}: step {step} is outside 0 ... {steps - 1}")
+        self._check_call(len(others) + 2, step, steps)
         if step == 0:
             self.reset()
         call = self._call(steps, t, cond.device, _real(cond, uncond))
         rest = dict(zip(self.branches[2:], others, strict=True))
         guided: Tensor = run_call(call, step or 0, {UNCOND: uncond, COND: cond, **rest}, self._state)
         return guided
+
+    def _check_call(self, predictions: int, step: int | None, steps: int) -> None:
+        if predictions != len(self.branches):
+            raise ValueError(
+                f"{type(self).__name__}: expected {len(self.branches)} predictions "
+                f"({', '.join((COND, UNCOND, *self.branches[2:]))}), got {predictions}"
+            )
+        if step is not None and not 0 <= step < steps:
+            raise ValueError(f"{type(self).__name__}: step {step} is outside 0 ... {steps - 1}")
 
     def reset(self) -> None:
         """Forget what was kept of earlier calls. A run of a plan keeps its own and needs no reset."""

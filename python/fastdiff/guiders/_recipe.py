@@ -46,15 +46,17 @@ class Course:
         return along_prediction, along_x
 
 
-def active(start: float, stop: float, steps: int) -> torch.Tensor:
-    """[S] bool: the steps i with int(start S) <= i < int(stop S), as diffusers' guiders count them.
+def is_active(start: float, stop: float, steps: int, i: int) -> bool:
+    """Whether int(start S) <= i < int(stop S), as diffusers' guiders count steps.
 
     Where there is only one step it is active: predictions that are guided by themselves are no part of a run.
     """
-    if steps == 1:
-        return torch.ones(1, dtype=torch.bool)
-    i = torch.arange(steps)
-    return (i >= int(start * steps)) & (i < int(stop * steps))
+    return steps == 1 or int(start * steps) <= i < int(stop * steps)
+
+
+def active(start: float, stop: float, steps: int) -> torch.Tensor:
+    """[S] bool: the steps that `is_active`."""
+    return torch.tensor([is_active(start, stop, steps, i) for i in range(steps)], dtype=torch.bool)
 
 
 def where(on: torch.Tensor, value: float | torch.Tensor, other: float | torch.Tensor = 0.0) -> torch.Tensor:

@@ -54,14 +54,30 @@ class Banded(Guidance):
         for guidance in self.guidances:
             guidance.reset()
 
-    def __call__(self, cond: Tensor, uncond: Tensor, *others: Tensor, **at: Any) -> Tensor:
+    def __call__(
+        self,
+        cond: Tensor,
+        uncond: Tensor,
+        *others: Tensor,
+        step: int | None = None,
+        steps: int = 1,
+        t: float | None = None,
+    ) -> Tensor:
         bands = [self.split(x) for x in (cond, uncond, *others)]
         counts = {len(band) for band in bands}
         if counts != {len(self.guidances)}:
             raise ValueError(f"Banded: split must give {len(self.guidances)} bands, got {sorted(counts)}")
-        return self.merge(
-            [g(*band, **at) for g, band in zip(self.guidances, zip(*bands, strict=True), strict=True)]
+        return self._merge_like(
+            cond,
+            [
+                g(*band, step=step, steps=steps, t=t)
+                for g, band in zip(self.guidances, zip(*bands, strict=True), strict=True)
+            ],
         )
+
+    def _merge_like(self, x: Tensor, bands: list[Tensor]) -> Tensor:
+        """The bands merged, to a prediction of the size of x."""
+        return self.merge(bands)
 
     def apply(self, plan: Plan) -> Plan:
         """The plan itself: the guided prediction is made before its step."""
