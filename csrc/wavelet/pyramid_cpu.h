@@ -54,15 +54,6 @@ void with_image(const Image& image, const Body& body) {
   with_storage<T>(image.dtype, body);
 }
 
-template <class T, class S>
-T widened(S x) {
-  if constexpr (sizeof(S) == sizeof(uint16_t)) {
-    return widen(x);
-  } else {
-    return x;
-  }
-}
-
 // y[e] = f(x[e], u(e)) for a run of a row, from and to images. u: of lanes, where asked for a V, or of one
 // element.
 template <class T, class U, class F>
