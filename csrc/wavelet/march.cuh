@@ -324,24 +324,32 @@ __device__ void march_volume(Op& op, const Taps<float, kL>& f, const Tasks& task
   }
 }
 
-// Blocks that a multiprocessor holds at least: so few registers for the short filters that 32 warps fit.
+// Blocks that a multiprocessor holds at least: as many as leave each thread the registers that a march needs,
+// 64 for the shortest filters to 168 for the longest.
 template <int kAxes, int kL>
-inline constexpr int kResident = kAxes < 3 && kL <= 8 ? 8 : 4;
+inline constexpr int kResident = kAxes == 3 ? (kL < kMarchVolumeTaps ? 4 : 3)
+                                 : kL <= 2  ? 8
+                                 : kL <= 4  ? 7
+                                 : kL <= 8  ? 6
+                                 : kL <= 12 ? 4
+                                            : 3;
 
 template <class Op, int kAxes, int kL>
 __global__ void __launch_bounds__(kMarchThreads, (kResident<kAxes, kL>))
     march(const typename Op::Params p, const Taps<float, kL> f, const Tasks tasks) {
+  __shared__ float numbers[kMarchWarps][Op::kNumbers];
   int64_t task = static_cast<int64_t>(blockIdx.x) * kMarchWarps + threadIdx.x / kWarp;
+  float* const own = numbers[threadIdx.x / kWarp];
   if (task >= tasks.count) return;  // the whole warp
   const int64_t depth = task % tasks.depths;
   task /= tasks.depths;
   if constexpr (kAxes == 1) {
-    Op op(p, tasks.pairs, task / tasks.chunks);
+    Op op(p, tasks.pairs, task / tasks.chunks, own);
     march_along<Op, kL>(op, f, tasks, task % tasks.chunks);
   } else {
     const int64_t strip = task % tasks.strips;
     task /= tasks.strips;
-    Op op(p, tasks.pairs, task / tasks.chunks);
+    Op op(p, tasks.pairs, task / tasks.chunks, own);
     op.template stand_at<kL>(tasks.first[kAxes - 1] + strip * kStrip<kL>, tasks.end[kAxes - 1]);
     if constexpr (kAxes == 2) {
       march_image<Op, kL>(op, f, tasks, task % tasks.chunks);

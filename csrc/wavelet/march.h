@@ -10,9 +10,11 @@ namespace fastdiff::wavelet {
 inline constexpr int kMarchTaps = 20;
 inline constexpr int kMarchVolumeTaps = 8;  // of three axes: more do not fit into the registers
 
-// float64 serves references and checks of gradients, which do not need it.
-inline bool marches(DType dtype, int ndim, int length) {
-  return dtype != DType::f64 && length <= (ndim == kMaxSpatial ? kMarchVolumeTaps : kMarchTaps);
+// `row`: elements of the last dimension, which are numbered in 32 bits. float64 serves references and checks
+// of gradients, which do not need it.
+inline bool marches(DType dtype, int ndim, int length, int64_t row) {
+  return row < (int64_t{1} << 31) && dtype != DType::f64 &&
+         length <= (ndim == kMaxSpatial ? kMarchVolumeTaps : kMarchTaps);
 }
 
 }  // namespace fastdiff::wavelet

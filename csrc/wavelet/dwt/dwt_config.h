@@ -11,7 +11,7 @@ namespace fastdiff::dwt {
 // scale: who asks for the size of the scratch memory may not have them yet.
 inline bool takes_march(const Params& p) {
   const wavelet::Axis& last = p.axis[p.ndim - 1];
-  return wavelet::marches(p.dtype, p.ndim, p.stencil.length) && !wavelet::extrapolates(p.edge) &&
+  return wavelet::marches(p.dtype, p.ndim, p.stencil.length, last.size) && !wavelet::extrapolates(p.edge) &&
          last.size > 1 && last.x == 1;
 }
 

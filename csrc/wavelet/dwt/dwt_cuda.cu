@@ -13,6 +13,7 @@ namespace fastdiff::dwt {
 namespace {
 
 using wavelet::Axis;
+using wavelet::Edge;
 using wavelet::extend;
 using wavelet::Extension;
 using wavelet::kAxisThreads;
@@ -20,6 +21,30 @@ using wavelet::kMaxSpatial;
 using wavelet::Position;
 
 // ---- march: x is the sequence, coefficient k is output k ------------------------------------------
+
+// extend() where that gives one sample or none: where it is, and its weight 1, -1 or 0. Without arrays and
+// with one division it needs few registers.
+__device__ __forceinline__ int nearest(int64_t i, int64_t size, Edge edge, int64_t& at) {
+  const int64_t last = size - 1;
+  const bool mirrors = edge == Edge::symmetric || edge == Edge::antisymmetric;
+  at = 0;
+  if (edge == Edge::zero) return 0;
+  if (last == 0 && edge != Edge::antisymmetric && edge != Edge::circular) return 1;
+  if (edge == Edge::constant) {
+    at = i < 0 ? 0 : last;
+    return 1;
+  }
+  const int64_t period = mirrors                  ? 2 * size
+                         : edge == Edge::reflect  ? 2 * last
+                         : edge == Edge::periodic ? size
+                                                  : size + size % 2;
+  const int64_t place = wavelet::modulo(i, period);
+  at = place;
+  if (place < size) return 1;
+  at = mirrors ? 2 * size - 1 - place : edge == Edge::reflect ? 2 * last - place : last;
+  if (edge == Edge::circular) return 0;
+  return edge == Edge::antisymmetric ? -1 : 1;
+}
 
 template <class S, int kAxes>
 class Analysis {
@@ -41,16 +66,20 @@ class Analysis {
     bool zero = false;  // past the bands
   };
 
-  __device__ Analysis(const Params& p, bool pairs, int64_t plane)
+  static constexpr int kNumbers = 1 << kAxes;  // that the warp keeps in shared memory
+
+  __device__ Analysis(const Params& p, bool pairs, int64_t plane, float* factor)
       : p_(p),
         pairs_(pairs),
         x_(static_cast<const S*>(p.x) + p.planes.offset(kX, plane)),
-        y_(static_cast<S*>(p.y) + p.planes.offset(kY, plane)) {
+        y_(static_cast<S*>(p.y) + p.planes.offset(kY, plane)),
+        factor_(factor) {
     if (p.scale.data == nullptr) return;
-    const int64_t at = p.planes.offset(kScale, plane);
-#pragma unroll
-    for (int band = 0; band < kBands; ++band)
-      factor_[band] = load_as<float>(p.scale.data, p.scale.dtype, at + band * p.scale.band);
+    const int band = threadIdx.x % wavelet::kWarp;
+    if (band < kNumbers)
+      factor[band] =
+          load_as<float>(p.scale.data, p.scale.dtype, p.planes.offset(kScale, plane) + band * p.scale.band);
+    __syncwarp();
   }
 
   // The lane that holds pair `first` plus its number, of outputs up to `end`.
@@ -66,23 +95,23 @@ class Analysis {
       const int64_t i = 2 * pair + c - p_.stencil.offset;
       past_[c] = i < 0 || i >= axis.size;
       past = past || past_[c];
-      column_[c] = column.at;
-      weight_[c] = static_cast<float>(column.weight);
+      column_[c] = static_cast<int>(column.at);
+      weight_[c] = column.weight;
     }
     paired_ = pairs_ && !past && column_[0] % 2 == 0;
     any_past_ = __any_sync(wavelet::kAllLanes, past) != 0;
     writes_ = lane < wavelet::kStrip<kL> && pair < end;
     zero_ = pair >= axis.bands;
-    to_ = pair * axis.y;
+    to_ = y_ + pair * axis.y;
   }
 
   __device__ Line line(int a, int64_t pair, int bit) const {
     const Axis& axis = p_.axis[a];
     const int64_t i = 2 * pair + bit - p_.stencil.offset;
     if (0 <= i && i < axis.size) return {i * axis.x, 1};
-    const Extension e = extend(i, axis.size, p_.edge);
-    if (e.count == 0) return {0, 0};
-    return {e.at[0] * axis.x, e.weight[0] < 0 ? -1 : 1};
+    int64_t at;
+    const int weight = nearest(i, axis.size, p_.edge, at);
+    return {at * axis.x, weight};
   }
 
   __device__ void fetch(const Line& outer, const Line& inner, int, S (&raw)[2]) const {
@@ -101,7 +130,7 @@ class Analysis {
     if (!any_past_) return;
 #pragma unroll
     for (int c = 0; c < 2; ++c)
-      if (past_[c]) row[c] = weight_[c] == 0 ? 0 : fma_(weight_[c], row[c], 0.0f);
+      if (past_[c]) row[c] = weight_[c] == 0 ? 0 : fma_(static_cast<float>(weight_[c]), row[c], 0.0f);
   }
 
   __device__ Target target(int a, int64_t output, int bit) const {
@@ -111,7 +140,7 @@ class Analysis {
 
   __device__ void put(const Target& outer, const Target& inner, int band, float low, float high) const {
     if (!writes_) return;
-    S* const to = y_ + outer.at + inner.at + to_;
+    S* const to = to_ + outer.at + inner.at;
     const float both[2] = {low, high};
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -123,16 +152,14 @@ class Analysis {
   }
 
  private:
-  static constexpr int kBands = 1 << kAxes;
-
   const Params& p_;
   const bool pairs_;
   const S* const x_;
   S* const y_;
-  float factor_[kBands];
+  const float* const factor_;
 
-  int64_t column_[2], to_;
-  float weight_[2];
+  int column_[2], weight_[2];
+  S* to_;
   bool past_[2], any_past_, paired_, writes_, zero_;
 };
 

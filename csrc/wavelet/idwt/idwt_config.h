@@ -12,7 +12,8 @@ namespace fastdiff::idwt {
 inline bool takes_march(const Params& p) {
   const wavelet::Axis& last = p.axis[p.ndim - 1];
   const bool inverse = p.edge == wavelet::Edge::zero || p.edge == wavelet::Edge::circular;
-  return wavelet::marches(p.dtype, p.ndim, p.stencil.length) && inverse && last.grid > 1 && last.y == 1;
+  return wavelet::marches(p.dtype, p.ndim, p.stencil.length, last.bands) && inverse && last.grid > 1 &&
+         last.y == 1;
 }
 
 // Elements of what the axis leaves for the next one: [planes, 2 bands for each axis to come, *dimensions,

@@ -51,23 +51,26 @@ class Synthesis {
     bool there = true;  // false: it is no sample of the signal
   };
 
-  __device__ Synthesis(const Params& p, bool pairs, int64_t plane)
+  static constexpr int kBands = 1 << kAxes;
+  static constexpr int kNumbers = 2 * kBands;  // that the warp keeps in shared memory
+
+  __device__ Synthesis(const Params& p, bool pairs, int64_t plane, float* numbers)
       : p_(p),
         pairs_(pairs),
         y_(static_cast<const S*>(p.y) + p.planes.offset(kY, plane)),
-        x_(static_cast<S*>(p.x) + p.planes.offset(kX, plane)) {
+        x_(static_cast<S*>(p.x) + p.planes.offset(kX, plane)),
+        factor_(numbers),
+        threshold_(numbers + kBands) {
     if (p.approximation != nullptr)
       apart_ = static_cast<const S*>(p.approximation) + p.planes.offset(kApproximation, plane);
-    if (p.scale.data != nullptr) {
-      const int64_t at = p.planes.offset(kScale, plane);
-#pragma unroll
-      for (int band = 0; band < kBands; ++band) factor_[band] = number_of<float>(p.scale, at, band);
+    const int band = threadIdx.x % wavelet::kWarp;
+    if (band < kBands) {
+      if (p.scale.data != nullptr)
+        numbers[band] = number_of<float>(p.scale, p.planes.offset(kScale, plane), band);
+      if (p.threshold.data != nullptr)
+        numbers[kBands + band] = number_of<float>(p.threshold, p.planes.offset(kThreshold, plane), band);
     }
-    if (p.threshold.data != nullptr) {
-      const int64_t at = p.planes.offset(kThreshold, plane);
-#pragma unroll
-      for (int band = 0; band < kBands; ++band) threshold_[band] = number_of<float>(p.threshold, at, band);
-    }
+    __syncwarp();
   }
 
   // The lane that holds pair `first` plus its number, of outputs up to `end`.
@@ -77,8 +80,7 @@ class Synthesis {
     const int lane = threadIdx.x % wavelet::kWarp;
     const int64_t pair = first + lane;
     const Line column = line(kAxes - 1, pair, 0);
-    column_ = column.at;
-    apart_column_ = column.apart;
+    column_ = static_cast<int>(column.at);
     is_ = column.is;
     any_past_ = __any_sync(wavelet::kAllLanes, !is_) != 0;
     const int64_t sample = sample_of(pair, 0);
@@ -86,7 +88,7 @@ class Synthesis {
     writes_[0] = mine && 0 <= sample && sample < axis.size;
     writes_[1] = mine && 0 <= sample + 1 && sample + 1 < axis.size;
     paired_ = pairs_ && writes_[0] && writes_[1] && sample % 2 == 0;
-    to_ = sample * axis.x;
+    to_ = x_ + sample * axis.x;
   }
 
   __device__ Line line(int a, int64_t pair, int bit) const {
@@ -100,7 +102,11 @@ class Synthesis {
 
   __device__ void fetch(const Line& outer, const Line& inner, int band, S (&raw)[2]) const {
     const S* const low = y_ + outer.at + inner.at + column_;
-    raw[0] = band == 0 && apart_ != nullptr ? apart_[outer.apart + inner.apart + apart_column_] : low[0];
+    if (band == 0 && apart_ != nullptr) {
+      raw[0] = apart_[outer.apart + inner.apart + column_ * p_.approximation_stride[kAxes - 1]];
+    } else {
+      raw[0] = low[0];
+    }
     raw[1] = low[p_.axis[kAxes - 1].band];
   }
   __device__ float value(S raw, int band) const {
@@ -121,15 +127,13 @@ class Synthesis {
 
   __device__ void put(const Target& outer, const Target& inner, int, float low, float high) const {
     if (!outer.there || !inner.there) return;
-    S* const to = x_ + outer.at + inner.at + to_;
+    S* const to = to_ + outer.at + inner.at;
     if (paired_) return wavelet::store_pair(to, wavelet::stored<S>(low), wavelet::stored<S>(high));
     if (writes_[0]) to[0] = wavelet::stored<S>(low);
     if (writes_[1]) to[p_.axis[kAxes - 1].x] = wavelet::stored<S>(high);
   }
 
  private:
-  static constexpr int kBands = 1 << kAxes;
-
   __device__ int64_t sample_of(int64_t output, int bit) const {
     return 2 * (output + p_.stencil.length / 2 - 1) + bit - p_.offset;
   }
@@ -139,9 +143,10 @@ class Synthesis {
   const S* const y_;
   const S* apart_ = nullptr;
   S* const x_;
-  float factor_[kBands], threshold_[kBands];
+  const float *const factor_, *const threshold_;
 
-  int64_t column_, apart_column_, to_;
+  int column_;
+  S* to_;
   bool is_, any_past_, writes_[2], paired_;
 };
 
