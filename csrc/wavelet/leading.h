@@ -70,4 +70,15 @@ class Leading {
   int64_t stride_[kOperands][kMaxRank] = {};
 };
 
+// Strides of a row-major tensor: a stand-in for a result that there is not yet.
+inline std::array<int64_t, kMaxRank> row_major(const int64_t* sizes, int rank) {
+  std::array<int64_t, kMaxRank> strides{};
+  int64_t step = 1;
+  for (int d = rank - 1; d >= 0; --d) {
+    strides[static_cast<size_t>(d)] = step;
+    step *= sizes[d];
+  }
+  return strides;
+}
+
 }  // namespace fastdiff::wavelet

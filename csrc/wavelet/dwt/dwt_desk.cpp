@@ -2,6 +2,7 @@
 // The front desk of dwt: checks once for all callers and backends, then lays out the launch.
 #include <algorithm>
 
+#include "wavelet/dwt/dwt_config.h"
 #include "wavelet/dwt/dwt_math.h"
 #include "wavelet/leading.h"
 
@@ -124,8 +125,11 @@ int64_t cpu_scratch_bytes(const Params& p, int threads) {
   return threads * tiling_of(p).numel() * (p.dtype == DType::f64 ? 8 : 4);
 }
 
-int64_t scratch_bytes(const Params&) {
-  return 0;
+int64_t scratch_bytes(const Params& p) {
+  if (takes_march(p)) return 0;
+  int64_t numel = 0;
+  for (int axis = 0; axis + 1 < p.ndim; ++axis) numel += intermediate_numel(p, axis);
+  return numel * (p.dtype == DType::f64 ? 8 : 4);
 }
 
 #if !FASTDIFF_HAS_CUDA

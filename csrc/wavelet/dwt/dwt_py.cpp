@@ -5,6 +5,7 @@
 
 #include "core/python.h"
 #include "wavelet/dwt/dwt.h"
+#include "wavelet/leading.h"
 
 namespace fastdiff::dwt {
 namespace {
@@ -57,8 +58,9 @@ int64_t needed(const py::object& x, const std::vector<double>& taps, int64_t ndi
   const DlpackTensor signal(x, std::string(kWhere) + "x");
   const Arguments arguments{signal.view(), taps, ndim, edge, std::nullopt, false, std::nullopt};
   const Shape shape = check(arguments);
+  const auto strides = wavelet::row_major(shape.size, shape.rank);
   const TensorView result{nullptr,    arguments.x.dtype, shape.rank,
-                          shape.size, shape.stride_like, arguments.x.device};
+                          shape.size, strides.data(),    arguments.x.device};
   return scratch_bytes(prepare(arguments, shape, result));
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "wavelet/idwt/idwt_config.h"
 #include "wavelet/idwt/idwt_math.h"
 #include "wavelet/leading.h"
 
@@ -157,8 +158,11 @@ int64_t cpu_scratch_bytes(const Params& p, int threads) {
   return threads * tiling_of(p).numel() * (p.dtype == DType::f64 ? 8 : 4);
 }
 
-int64_t scratch_bytes(const Params&) {
-  return 0;
+int64_t scratch_bytes(const Params& p) {
+  if (takes_march(p)) return 0;
+  int64_t numel = 0;
+  for (int axis = 0; axis + 1 < p.ndim; ++axis) numel += intermediate_numel(p, axis);
+  return numel * (p.dtype == DType::f64 ? 8 : 4);
 }
 
 #if !FASTDIFF_HAS_CUDA

@@ -5,6 +5,7 @@
 
 #include "core/python.h"
 #include "wavelet/idwt/idwt.h"
+#include "wavelet/leading.h"
 
 namespace fastdiff::idwt {
 namespace {
@@ -78,12 +79,13 @@ int64_t needed(const py::object& y, const std::vector<double>& taps, int64_t ndi
   if (split && first.rank > ndim) {
     sizes.assign(first.sizes, first.sizes + first.rank);
     sizes.erase(sizes.end() - ndim - 1);
-    first = {nullptr, first.dtype, first.rank - 1, sizes.data(), sizes.data(), first.device};
+    first = {first.data, first.dtype, first.rank - 1, sizes.data(), sizes.data(), first.device};
     arguments.approximation = first;
   }
   const Shape shape = check(arguments);
+  const auto strides = wavelet::row_major(shape.size, shape.rank);
   const TensorView result{nullptr,    arguments.y.dtype, shape.rank,
-                          shape.size, shape.stride_like, arguments.y.device};
+                          shape.size, strides.data(),    arguments.y.device};
   return scratch_bytes(prepare(arguments, shape, result));
 }
 
