@@ -89,8 +89,13 @@ def filter_bank(wavelet: Wavelet) -> FilterBank:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[misc]
-@functools.cache
 def _named(name: str) -> FilterBank:
+    """Under torch.compile a constant of the graph. What is inside is not traced, which a cache's wrapper would be."""
+    return _looked_up(name)
+
+
+@functools.cache
+def _looked_up(name: str) -> FilterBank:
     if name in ("haar", "db1"):
         tap = math.sqrt(0.5)
         return FilterBank((tap, tap), (-tap, tap), (tap, tap), (tap, -tap))

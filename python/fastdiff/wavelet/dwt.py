@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IN_PLACE: Final = False
 
 _ARGUMENTS = (
-    "Tensor x, float[] taps, int ndim, int edge, Tensor? scale=None, bool divide=False, int[]? grid=None"
+    "Tensor x, float[] taps, int ndim, int edge, Tensor? scale=None, bool divide=False, SymInt[]? grid=None"
 )
 
 

@@ -31,7 +31,7 @@ IN_PLACE: Final = False
 SHRINKS: Final = ("soft", "hard")
 
 _ARGUMENTS = (
-    "Tensor y, float[] taps, int ndim, int edge, int[] size, Tensor? scale=None, bool divide=False, "
+    "Tensor y, float[] taps, int ndim, int edge, SymInt[] size, Tensor? scale=None, bool divide=False, "
     "Tensor? threshold=None, bool hard=False, Tensor? approximation=None"
 )
 
@@ -137,9 +137,11 @@ def idwt(
     if shrink not in SHRINKS:
         raise ValueError(f"fastdiff: shrink must be one of {', '.join(SHRINKS)}, got {shrink!r}")
     edge = CIRCULAR if edge_of(mode) == PERIODIZATION else ZERO
-    bank = Bank(filter_bank(wavelet).synthesis_taps, ndim, edge)
+    filters = filter_bank(wavelet)
     if size is None:
-        size = [signal_size(k, len(bank.taps) // 2, edge) for k in y.shape[-ndim:]]
+        taps = len(filters.rec_lo)
+        size = [signal_size(k, taps, edge) for k in y.shape[-ndim:]]
+    bank = Bank(filters.synthesis_taps, ndim, edge)
     return transform(y, bank, size, scale, False, threshold, shrink == "hard", approximation, out=out)
 
 

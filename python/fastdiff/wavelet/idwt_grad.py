@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff.wavelet._filters import band_size
 from fastdiff.wavelet.dwt import Bank
 
 
@@ -29,8 +30,10 @@ def differentiable_idwt(
 
     ones = (1,) * bank.ndim
     if approximation is not None:
-        used = tuple(slice(n) for n in y.shape[-bank.ndim :])
-        y = torch.cat([approximation[(..., *used)].unsqueeze(-1 - bank.ndim), y], dim=-1 - bank.ndim)
+        taps, edge = len(bank.taps) // 2, bank.edge
+        used = tuple(slice(band_size(n, taps, edge)) for n in size)
+        parts = [approximation[(..., *used)].unsqueeze(-1 - bank.ndim), y[(..., *used)]]
+        y = torch.cat(parts, dim=-1 - bank.ndim)
     c = y if y.dtype == torch.float64 else y.float()
     if scale is not None:
         factor = scale.to(c.dtype).reshape(*scale.shape, *ones)
