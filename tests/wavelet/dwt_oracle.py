@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pywt
 import torch
-from fastdiff.wavelet._filters import MODES, PERIODIZATION, band_size, edge_of, filter_bank, signal_size
+from fastdiff.wavelet._filters import band_size, edge_of, filter_bank, signal_size
 from torch import Tensor
 
 WAVELETS = pywt.wavelist(kind="discrete")

@@ -224,7 +224,7 @@ def test_any_width(width: int, wavelet: str, dtype: torch.dtype, isa: str) -> No
 
 
 def eager(x: Tensor, wavelet: str) -> Tensor:
-    """As a user would write it, in the dtype of x: for each dimension a padding with zeros and a strided convolution."""
+    """As a user would write it, in the dtype of x: for each dimension a padding and a strided convolution."""
     bank = filter_bank(wavelet)
     filters = torch.tensor([bank.dec_lo[::-1], bank.dec_hi[::-1]], dtype=x.dtype)[:, None]
     margin = taps_of(wavelet) - 2

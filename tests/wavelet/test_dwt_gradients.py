@@ -19,7 +19,6 @@ from torch import Tensor
 from tests.kit.compare import assert_same_bits
 from tests.wavelet.dwt_oracle import DTYPES, FEW, assert_equal, normal
 
-
 EDGES = (*MODES, "circular")
 each_edge = pytest.mark.parametrize("edge", range(len(EDGES)), ids=EDGES)
 SIZES = ((1,), (2,), (5,), (33,), (1101,), (1, 1), (3, 2), (6, 9), (9, 40), (2, 1, 3), (5, 4, 21))

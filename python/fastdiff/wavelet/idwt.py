@@ -182,6 +182,13 @@ def shrunk(c: Tensor, threshold: Tensor, hard: bool) -> Tensor:
     return torch.where(c.abs() <= threshold, torch.zeros_like(c), c - torch.copysign(threshold, c))
 
 
+def first_of(coefficients: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The first so many along the last dimensions."""
+    for axis, size in enumerate(sizes, start=-len(sizes)):
+        coefficients = coefficients.narrow(axis, 0, size)
+    return coefficients
+
+
 def reference(
     y: Tensor,
     wavelet: Wavelet,
@@ -199,10 +206,11 @@ def reference(
     taps = filter_bank(wavelet).synthesis_taps
     if size is None:
         size = [signal_size(k, len(taps) // 2, edge) for k in y.shape[-ndim:]]
-    used = tuple(slice(band_size(n, len(taps) // 2, edge)) for n in size)
-    c = y.double()[(..., *used)]
+    used = [band_size(n, len(taps) // 2, edge) for n in size]
+    c = first_of(y.double(), used)
     if approximation is not None:
-        c = torch.cat([approximation.double()[(..., *used)].unsqueeze(-1 - ndim), c], dim=-1 - ndim)
+        low = first_of(approximation.double(), used)
+        c = torch.cat([low.unsqueeze(-1 - ndim), c], dim=-1 - ndim)
     if scale is not None:
         c = c * scale.double().reshape(*scale.shape, *(1,) * ndim)
     if threshold is not None:

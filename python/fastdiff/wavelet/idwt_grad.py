@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.wavelet._filters import band_size
 from fastdiff.wavelet.dwt import Bank
 
 
@@ -26,14 +25,13 @@ def differentiable_idwt(
     """:func:`fastdiff.wavelet.idwt.transform` with gradients to its tensors."""
     if threshold is None and not (scale is not None and scale.requires_grad):
         return _synthesise(y, approximation, scale, bank, tuple(size), divide)
-    from fastdiff.wavelet.idwt import shrunk
+    from fastdiff.wavelet.idwt import first_of, shrunk
 
     ones = (1,) * bank.ndim
     if approximation is not None:
-        taps, edge = len(bank.taps) // 2, bank.edge
-        used = tuple(slice(band_size(n, taps, edge)) for n in size)
-        parts = [approximation[(..., *used)].unsqueeze(-1 - bank.ndim), y[(..., *used)]]
-        y = torch.cat(parts, dim=-1 - bank.ndim)
+        both = tuple(map(min, y.shape[-bank.ndim :], approximation.shape[-bank.ndim :]))
+        low, high = (first_of(t, both) for t in (approximation, y))
+        y = torch.cat([low.unsqueeze(-1 - bank.ndim), high], dim=-1 - bank.ndim)
     c = y if y.dtype == torch.float64 else y.float()
     if scale is not None:
         factor = scale.to(c.dtype).reshape(*scale.shape, *ones)
