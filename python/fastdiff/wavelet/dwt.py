@@ -45,7 +45,17 @@ def _fake(
     return torch.empty_like(x.new_empty_strided(shape, strides))
 
 
-def _fake_out(x: Tensor, *_: Any, scale: Tensor | None = None, result: Tensor, **__: Any) -> None:
+def _fake_out(
+    x: Tensor,
+    taps: Sequence[float],
+    ndim: int,
+    edge: int,
+    scale: Tensor | None = None,
+    divide: bool = False,
+    grid: Sequence[int] | None = None,
+    *,
+    result: Tensor,
+) -> None:
     _check_devices(x, scale=scale, out=result)
 
 

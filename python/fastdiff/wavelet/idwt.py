@@ -58,12 +58,17 @@ def _fake(
 
 def _fake_out(
     y: Tensor,
-    *_: Any,
+    taps: Sequence[float],
+    ndim: int,
+    edge: int,
+    size: Sequence[int],
     scale: Tensor | None = None,
+    divide: bool = False,
     threshold: Tensor | None = None,
+    hard: bool = False,
     approximation: Tensor | None = None,
+    *,
     result: Tensor,
-    **__: Any,
 ) -> None:
     _check_devices(y, scale=scale, threshold=threshold, approximation=approximation, out=result)
 
