@@ -10,21 +10,26 @@ from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
+from fastdiff.wavelet import dwt, idwt, wavedec, waverec
 
 _native.load()
 
 __all__ = [
     "__version__",
     "channel_affine",
+    "dwt",
     "dynamic_threshold",
     "guidance",
     "guidance_coefficients",
     "guidance_stats",
+    "idwt",
     "isa",
     "linear_step",
     "planners",
     "scaled_error_norm",
     "schedules",
     "use_isa",
+    "wavedec",
+    "waverec",
     "window_blend",
 ]
