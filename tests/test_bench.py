@@ -145,6 +145,8 @@ def test_every_contender_is_right(case: Case, monkeypatch: pytest.MonkeyPatch) -
         contenders = case.build(CPU)
         is_loop = case.id.startswith("linear_step/step_")
         rivals = {"diffusers step"} if is_loop else {"eager", "torch.compile"}
+        if case.op in ("dwt", "idwt"):  # nobody writes those in PyTorch
+            rivals = {"PyWavelets", "ptwt"}
         assert {c.name for c in contenders} >= {"fastdiff", *rivals}
         assert {c.name: kit.verify(c).wrong for c in contenders} == {c.name: None for c in contenders}
 

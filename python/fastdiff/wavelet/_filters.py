@@ -73,7 +73,8 @@ def filter_bank(wavelet: Wavelet) -> FilterBank:
     if isinstance(wavelet, FilterBank):
         return wavelet
     if isinstance(wavelet, str):
-        return _named(wavelet)
+        named: FilterBank = _named(wavelet)
+        return named
     filters = (
         (wavelet.dec_lo, wavelet.dec_hi, wavelet.rec_lo, wavelet.rec_hi)
         if isinstance(wavelet, HasFilters)
@@ -88,9 +89,14 @@ def filter_bank(wavelet: Wavelet) -> FilterBank:
     return FilterBank(*(tuple(float(tap) for tap in taps) for taps in filters))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[misc]
-@functools.cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _named(name: str) -> FilterBank:
+    """Under torch.compile a constant of the graph. What is inside is not traced, which a cache's wrapper would be."""
+    return _looked_up(name)
+
+
+@functools.cache
+def _looked_up(name: str) -> FilterBank:
     if name in ("haar", "db1"):
         tap = math.sqrt(0.5)
         return FilterBank((tap, tap), (-tap, tap), (tap, tap), (tap, -tap))

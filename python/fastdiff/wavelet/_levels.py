@@ -94,15 +94,17 @@ def waverec(
             ndim=ndim,
             mode=mode,
             size=following,
-            threshold=_with_approximation(thresholds[n]),
+            threshold=_with_approximation(thresholds[n], ndim),
             shrink=shrink,
             approximation=x,
         )
     return x
 
 
-def _with_approximation(threshold: Tensor | None) -> Tensor | None:
-    """[*, 2**ndim - 1] or a number -> [*, 2**ndim], 0 for the approximation."""
+def _with_approximation(threshold: Tensor | None, ndim: int) -> Tensor | None:
+    """What broadcasts to [*, 2**ndim - 1] -> what broadcasts to [*, 2**ndim], 0 for the approximation."""
     if threshold is None:
         return None
+    if threshold.dim() == 0 or threshold.shape[-1] == 1:
+        threshold = threshold.expand(*threshold.shape[:-1], 2**ndim - 1)
     return torch.nn.functional.pad(threshold, (1, 0))

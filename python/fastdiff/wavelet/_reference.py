@@ -19,7 +19,7 @@ def extension(i: int, size: int, edge: int) -> dict[int, float]:
     last = size - 1
     mirror = i % (2 * size)  # of symmetric: period 2N
     turn = i % max(1, 2 * last)  # of reflect: period 2N - 2
-    match (MODES + ("circular",))[edge]:
+    match (*MODES, "circular")[edge]:
         case "zero":
             return {}
         case "constant":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IN_PLACE: Final = False
 
 _ARGUMENTS = (
-    "Tensor x, float[] taps, int ndim, int edge, Tensor? scale=None, bool divide=False, int[]? grid=None"
+    "Tensor x, float[] taps, int ndim, int edge, Tensor? scale=None, bool divide=False, SymInt[]? grid=None"
 )
 
 
@@ -45,7 +45,17 @@ def _fake(
     return torch.empty_like(x.new_empty_strided(shape, strides))
 
 
-def _fake_out(x: Tensor, *_: Any, scale: Tensor | None = None, result: Tensor, **__: Any) -> None:
+def _fake_out(
+    x: Tensor,
+    taps: Sequence[float],
+    ndim: int,
+    edge: int,
+    scale: Tensor | None = None,
+    divide: bool = False,
+    grid: Sequence[int] | None = None,
+    *,
+    result: Tensor,
+) -> None:
     _check_devices(x, scale=scale, out=result)
 
 

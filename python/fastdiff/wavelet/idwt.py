@@ -31,7 +31,7 @@ IN_PLACE: Final = False
 SHRINKS: Final = ("soft", "hard")
 
 _ARGUMENTS = (
-    "Tensor y, float[] taps, int ndim, int edge, int[] size, Tensor? scale=None, bool divide=False, "
+    "Tensor y, float[] taps, int ndim, int edge, SymInt[] size, Tensor? scale=None, bool divide=False, "
     "Tensor? threshold=None, bool hard=False, Tensor? approximation=None"
 )
 
@@ -58,12 +58,17 @@ def _fake(
 
 def _fake_out(
     y: Tensor,
-    *_: Any,
+    taps: Sequence[float],
+    ndim: int,
+    edge: int,
+    size: Sequence[int],
     scale: Tensor | None = None,
+    divide: bool = False,
     threshold: Tensor | None = None,
+    hard: bool = False,
     approximation: Tensor | None = None,
+    *,
     result: Tensor,
-    **__: Any,
 ) -> None:
     _check_devices(y, scale=scale, threshold=threshold, approximation=approximation, out=result)
 
@@ -137,9 +142,11 @@ def idwt(
     if shrink not in SHRINKS:
         raise ValueError(f"fastdiff: shrink must be one of {', '.join(SHRINKS)}, got {shrink!r}")
     edge = CIRCULAR if edge_of(mode) == PERIODIZATION else ZERO
-    bank = Bank(filter_bank(wavelet).synthesis_taps, ndim, edge)
+    filters = filter_bank(wavelet)
     if size is None:
-        size = [signal_size(k, len(bank.taps) // 2, edge) for k in y.shape[-ndim:]]
+        taps = len(filters.rec_lo)
+        size = [signal_size(k, taps, edge) for k in y.shape[-ndim:]]
+    bank = Bank(filters.synthesis_taps, ndim, edge)
     return transform(y, bank, size, scale, False, threshold, shrink == "hard", approximation, out=out)
 
 
@@ -180,6 +187,13 @@ def shrunk(c: Tensor, threshold: Tensor, hard: bool) -> Tensor:
     return torch.where(c.abs() <= threshold, torch.zeros_like(c), c - torch.copysign(threshold, c))
 
 
+def first_of(coefficients: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The first so many along the last dimensions."""
+    for axis, size in enumerate(sizes, start=-len(sizes)):
+        coefficients = coefficients.narrow(axis, 0, size)
+    return coefficients
+
+
 def reference(
     y: Tensor,
     wavelet: Wavelet,
@@ -197,10 +211,11 @@ def reference(
     taps = filter_bank(wavelet).synthesis_taps
     if size is None:
         size = [signal_size(k, len(taps) // 2, edge) for k in y.shape[-ndim:]]
-    used = tuple(slice(band_size(n, len(taps) // 2, edge)) for n in size)
-    c = y.double()[(..., *used)]
+    used = [band_size(n, len(taps) // 2, edge) for n in size]
+    c = first_of(y.double(), used)
     if approximation is not None:
-        c = torch.cat([approximation.double()[(..., *used)].unsqueeze(-1 - ndim), c], dim=-1 - ndim)
+        low = first_of(approximation.double(), used)
+        c = torch.cat([low.unsqueeze(-1 - ndim), c], dim=-1 - ndim)
     if scale is not None:
         c = c * scale.double().reshape(*scale.shape, *(1,) * ndim)
     if threshold is not None:

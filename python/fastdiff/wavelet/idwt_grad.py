@@ -25,12 +25,13 @@ def differentiable_idwt(
     """:func:`fastdiff.wavelet.idwt.transform` with gradients to its tensors."""
     if threshold is None and not (scale is not None and scale.requires_grad):
         return _synthesise(y, approximation, scale, bank, tuple(size), divide)
-    from fastdiff.wavelet.idwt import shrunk
+    from fastdiff.wavelet.idwt import first_of, shrunk
 
     ones = (1,) * bank.ndim
     if approximation is not None:
-        used = tuple(slice(n) for n in y.shape[-bank.ndim :])
-        y = torch.cat([approximation[(..., *used)].unsqueeze(-1 - bank.ndim), y], dim=-1 - bank.ndim)
+        both = tuple(map(min, y.shape[-bank.ndim :], approximation.shape[-bank.ndim :]))
+        low, high = (first_of(t, both) for t in (approximation, y))
+        y = torch.cat([low.unsqueeze(-1 - bank.ndim), high], dim=-1 - bank.ndim)
     c = y if y.dtype == torch.float64 else y.float()
     if scale is not None:
         factor = scale.to(c.dtype).reshape(*scale.shape, *ones)
