@@ -165,8 +165,9 @@ def test_paper_names_what_exists(row: tuple[str, ...]) -> None:
     known = set(planners.__all__) | set(fastdiff.__all__) | OPTIONS | {"schedules.flow"}
     guidances = {name for name in names if is_guidance(name)}
     assert names - PLANNED - guidances <= known
-    assert today in ("planner", "guidance", "table", "planned", "none")
+    assert today in ("planner", "guidance", "op", "table", "planned", "none")
     assert (today == "guidance") <= bool(guidances)
+    assert (today == "op") <= bool(names & set(fastdiff.__all__))
     assert (today == "planner") <= bool(names & set(planners.__all__))
     assert (today == "none") == (family == "none")
 
@@ -187,7 +188,7 @@ def test_papers_are_counted() -> None:
     )
     assert {kind: int(n) for kind, n in said.items()} == {
         kind: sum(row[3] == kind for row in PAPERS)
-        for kind in ("planner", "guidance", "table", "planned", "none")
+        for kind in ("planner", "guidance", "op", "table", "planned", "none")
     }
 
 
