@@ -116,6 +116,7 @@ def test_two_and_three_dimensions(wavelet: str, mode: str) -> None:
 # Most filters of PyWavelets are exact to float64, but not all: the Meyer wavelet has infinitely long filters, of which
 # dmey is a finite part, and those of the highest orders are as exact as whoever tabulated them.
 INEXACT = {"dmey": 2e-2}
+EXTRAPOLATING = ("smooth", "antireflect")
 
 
 def largest_deviation(wavelet: str) -> float:
@@ -139,10 +140,8 @@ def test_there_and_back(wavelet: str) -> None:
             options: dict[str, Any] = {"ndim": len(sizes), "mode": mode}
             back = idwt(dwt(x, wavelet, **options), wavelet, **options, size=sizes)
             # Where the signal is continued by extrapolation, the numbers in between are that much larger.
-            extrapolated = mode in ("smooth", "antireflect") and wavelet not in INEXACT
-            assert_equal(
-                back, x, f"{mode} {sizes}", limit=limit * (taps_of(wavelet) ** 2 if extrapolated else 1)
-            )
+            growth = 1 if mode not in EXTRAPOLATING else 5 if wavelet in INEXACT else taps_of(wavelet) ** 2
+            assert_equal(back, x, f"{mode} {sizes}", limit=limit * growth)
 
 
 def test_the_inexact_are_listed() -> None:

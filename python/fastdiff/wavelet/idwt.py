@@ -273,7 +273,7 @@ def tolerance(y: Tensor, wavelet: Wavelet, *, ndim: int, **options: Any) -> dict
     largest = max(
         (float(t.double().nan_to_num(0, 0, 0).abs().max()) for t in tensors if t.numel()), default=0.0
     )
-    if options.get("scale") is not None:
+    if options.get("scale") is not None and options["scale"].numel():
         largest *= float(options["scale"].double().abs().max())
     return {"scale": largest * growth**ndim, "terms": taps * ndim + 3}
 
