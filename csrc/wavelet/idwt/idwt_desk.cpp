@@ -129,7 +129,9 @@ Params prepare(const Arguments& a, const Shape& shape, const TensorView& x) {
   if (a.threshold) p.threshold = dims.add_numbers(kThreshold, *a.threshold);
   Axis& last = p.axis[ndim - 1];
   if (last.grid == 1) last.y = last.x;  // one coefficient has no stride of its own
-  p.group = a.approximation ? 1 : dims.innermost(last.y, last.x, kY, kX);
+  // The CPU copies coefficients that it has to change, element by element.
+  const bool as_they_are = !a.approximation && !a.scale && !a.threshold;
+  p.group = as_they_are ? dims.innermost(last.y, last.x, kY, kX) : 1;
   const bool first_has_rows = !a.approximation || p.approximation_stride[ndim - 1] == 1;
   p.y_rows = last.y == p.group && first_has_rows && !a.scale && !a.threshold;
   p.x_rows = last.x == p.group || last.size == 1;
