@@ -195,7 +195,7 @@ def test_rule_finds_what_it_forbids(rule: Rule) -> None:
 
 @pytest.mark.parametrize("name", files("csrc"))
 def test_includes_point_downwards(name: str) -> None:
-    """A room includes itself, what its family shares, and the floor; the floor only itself, its CUDA half the emulator."""
+    """A room includes itself, its family and the floor; the floor only itself, and its CUDA half the emulator."""
     own = name.removeprefix("csrc/").rpartition("/")[0] + "/"
     family = own.partition("/")[0]
     emulator = ("simt/",) if re.fullmatch(r"csrc/core/\w+\.cuh", name) else ()

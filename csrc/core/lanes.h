@@ -207,8 +207,9 @@ inline double total_of(__m256d v) {
 }  // namespace
 }  // namespace fastdiff
 
-// Kernels whose rows are short or that read at every offset define FASTDIFF_SHORT_LANES: a register of AVX-512 is
-// a cache line, and read at any offset but 0 it is two. They keep its other advantage, 32 registers.
+// Kernels whose rows are short or that read at every offset define FASTDIFF_SHORT_LANES: a register of
+// AVX-512 is a cache line, and read at any offset but 0 it is two. They keep its other advantage, 32
+// registers.
 #if defined(__AVX512F__) && !defined(FASTDIFF_SHORT_LANES)
 #include "core/lanes_avx512.h"
 #elif defined(__AVX2__)
