@@ -256,6 +256,17 @@ struct Lanes<double> {
 
 #endif
 
+// The same, loaded once: a compiler that sees where v is used may read memory again for each use.
+template <class V>
+[[gnu::always_inline]] inline V in_register(V v) {
+#if defined(__AVX512VL__)
+  asm("" : "+v"(v));
+#elif defined(__AVX2__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
 // Non-temporal stores are weakly ordered: whoever used stream() calls this before other threads may read.
 inline void stream_fence() {
 #if defined(__AVX2__)

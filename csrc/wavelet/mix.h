@@ -12,12 +12,23 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include "core/runs.h"
 #include "wavelet/filter_bank.h"
 
 namespace fastdiff::wavelet {
 namespace {
+
+// body(0) ... body(kCount - 1) with numbers that the compiler knows: what they index stays in registers.
+template <class Body, int... kNumbers>
+[[gnu::always_inline]] inline void each_number(std::integer_sequence<int, kNumbers...>, const Body& body) {
+  (body(std::integral_constant<int, kNumbers>{}), ...);
+}
+template <int kCount, class Body>
+[[gnu::always_inline]] inline void each(const Body& body) {
+  each_number(std::make_integer_sequence<int, kCount>{}, body);
+}
 
 // Rows of storage type S, and their weights: first those of both sums, then of u alone, then of v alone.
 template <class T, class S>
@@ -34,11 +45,11 @@ struct RowSink {
   T *u, *v;
 
   template <int kCount, class V>
-  void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
-    for (int n = 0; n < kCount; ++n) {
+  [[gnu::always_inline]] void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
+    each<kCount>([&](auto n) __attribute__((always_inline)) {
       Lanes<T>::store(u + j + n * Lanes<T>::width, a[n]);
       Lanes<T>::store(v + j + n * Lanes<T>::width, b[n]);
-    }
+    });
   }
   void put(int64_t j, T a, T b) const {
     u[j] = a;
@@ -59,11 +70,11 @@ struct BandSink {
     return value;
   }
   template <int kCount, class V>
-  void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
-    for (int n = 0; n < kCount; ++n) {
+  [[gnu::always_inline]] void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
+    each<kCount>([&](auto n) __attribute__((always_inline)) {
       Lanes<T>::store(u + j + n * Lanes<T>::width, scaled(a[n], factor_u));
       Lanes<T>::store(v + j + n * Lanes<T>::width, scaled(b[n], factor_v));
-    }
+    });
   }
   void put(int64_t j, T a, T b) const {
     u[j] = narrow<S>(scaled(a, factor_u));
@@ -77,12 +88,12 @@ struct SplitSink {
   T *u[2], *v[2];
 
   template <int kCount, class V>
-  void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
+  [[gnu::always_inline]] void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
     static_assert(kCount % 2 == 0);
-    for (int n = 0; n < kCount; n += 2) {
-      split(u, j / 2 + n / 2 * Lanes<T>::width, a[n], a[n + 1]);
-      split(v, j / 2 + n / 2 * Lanes<T>::width, b[n], b[n + 1]);
-    }
+    each<kCount / 2>([&](auto n) __attribute__((always_inline)) {
+      split(u, j / 2 + n * Lanes<T>::width, a[2 * n], a[2 * n + 1]);
+      split(v, j / 2 + n * Lanes<T>::width, b[2 * n], b[2 * n + 1]);
+    });
   }
   void put(int64_t j, T a, T b) const {
     u[j % 2][j / 2] = a;
@@ -105,14 +116,14 @@ struct WeaveSink {
   S* to;
 
   template <int kCount, class V>
-  void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
-    for (int n = 0; n < kCount; ++n) {
+  [[gnu::always_inline]] void put(int64_t j, const V (&a)[kCount], const V (&b)[kCount]) const {
+    each<kCount>([&](auto n) __attribute__((always_inline)) {
       V low, high;
       interleave(a[n], b[n], low, high);
       S* at = to + 2 * (j + n * Lanes<T>::width);
       Lanes<T>::store(at, low);
       Lanes<T>::store(at + Lanes<T>::width, high);
-    }
+    });
   }
   void put(int64_t j, T a, T b) const {
     to[2 * j] = narrow<S>(a);
@@ -154,21 +165,29 @@ void narrow_row(const T* from, int64_t count, S* to) {
 
 // At `at(n)`, n < kCount.
 template <int kCount, class V, class L, class T, class S, class At>
-inline void add_terms(const Mix<T, S>& m, const At& at, V (&u)[kCount], V (&v)[kCount]) {
-  for (int n = 0; n < kCount; ++n) u[n] = v[n] = splat<V>(T(0));
+[[gnu::always_inline]] inline void add_terms(const Mix<T, S>& m, const At& at, V (&u)[kCount],
+                                             V (&v)[kCount]) {
+  each<kCount>([&](auto n) __attribute__((always_inline)) { u[n] = v[n] = splat<V>(T(0)); });
   int e = 0;
   for (; e < m.both; ++e) {
     const V weight_u = splat<V>(m.u[e]), weight_v = splat<V>(m.v[e]);
-    for (int n = 0; n < kCount; ++n) {
-      const V x = L::load(m.row[e] + at(n));
+    const S* const row = m.row[e];
+    each<kCount>([&](auto n) __attribute__((always_inline)) {
+      const V x = in_register(L::load(row + at(n)));
       u[n] = fma_(weight_u, x, u[n]);
       v[n] = fma_(weight_v, x, v[n]);
-    }
+    });
   }
-  for (const int end = e + m.only_u; e < end; ++e)
-    for (int n = 0; n < kCount; ++n) u[n] = fma_(splat<V>(m.u[e]), L::load(m.row[e] + at(n)), u[n]);
-  for (const int end = e + m.only_v; e < end; ++e)
-    for (int n = 0; n < kCount; ++n) v[n] = fma_(splat<V>(m.v[e]), L::load(m.row[e] + at(n)), v[n]);
+  const auto alone = [&](int count, const T* weight, V(&sum)[kCount]) __attribute__((always_inline)) {
+    for (const int end = e + count; e < end; ++e) {
+      const V w = splat<V>(weight[e]);
+      const S* const row = m.row[e];
+      each<kCount>([&](auto n)
+                       __attribute__((always_inline)) { sum[n] = fma_(w, L::load(row + at(n)), sum[n]); });
+    }
+  };
+  alone(m.only_u, m.u, u);
+  alone(m.only_v, m.v, v);
 }
 
 // One element, in the place of a register.
@@ -183,10 +202,12 @@ struct OneLane {
 
 // kCount registers side by side from element j on.
 template <int kCount, class T, class S, class Sink>
-inline void mix_registers(const Mix<T, S>& m, int64_t from, int64_t j, const Sink& sink) {
+[[gnu::always_inline]] inline void mix_registers(const Mix<T, S>& m, int64_t from, int64_t j,
+                                                 const Sink& sink) {
   using V = typename Lanes<T>::V;
   V u[kCount], v[kCount];
-  add_terms<kCount, V, Lanes<T>>(m, [&](int n) { return from + j + n * Lanes<T>::width; }, u, v);
+  add_terms<kCount, V, Lanes<T>>(
+      m, [&](int n) __attribute__((always_inline)) { return from + j + n * Lanes<T>::width; }, u, v);
   sink.put(j, u, v);
 }
 
@@ -194,13 +215,16 @@ inline void mix_registers(const Mix<T, S>& m, int64_t from, int64_t j, const Sin
 template <int kCount, class T, class S, class Sink>
 inline void mix_last(const Mix<T, S>& m, int64_t from, int64_t j, int64_t end, const Sink& sink) {
   using V = typename Lanes<T>::V;
-  const auto place = [&](int n) { return n + 1 < kCount ? j + n * Lanes<T>::width : end - Lanes<T>::width; };
+  const auto place = [&](int n) __attribute__((always_inline)) {
+    return n + 1 < kCount ? j + n * Lanes<T>::width : end - Lanes<T>::width;
+  };
   V u[kCount], v[kCount];
-  add_terms<kCount, V, Lanes<T>>(m, [&](int n) { return from + place(n); }, u, v);
-  for (int n = 0; n < kCount; ++n) {
+  add_terms<kCount, V, Lanes<T>>(
+      m, [&](int n) __attribute__((always_inline)) { return from + place(n); }, u, v);
+  each<kCount>([&](auto n) __attribute__((always_inline)) {
     const V a[1] = {u[n]}, b[1] = {v[n]};
     sink.put(place(n), a, b);
-  }
+  });
 }
 
 template <class T, class S, class Sink>

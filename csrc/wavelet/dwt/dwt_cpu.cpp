@@ -132,7 +132,7 @@ class Analysis {
     for (T*& frame : frame_) frame = take(t_.frame);
     for (T*& line : line_) line = take(t_.line);
     staged_ = take(t_.staged);
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < 4; ++n) {
       Mix<T, T>& m = across_[n];
       m.both = p.stencil.both;
       m.only_u = p.stencil.only_u;
@@ -185,7 +185,7 @@ class Analysis {
     const int64_t right = left_ + 2 * (k1_ - k0_ - 1) + p_.stencil.length;
     c0_ = std::clamp<int64_t>(left_, 0, last_.size);
     c1_ = std::clamp<int64_t>(right, c0_, last_.size);
-    pads_ = extras_ = 0;
+    pads_ = copies_ = extras_ = 0;
     for (int64_t i = left_; i < c0_; ++i) add_pad(i);
     for (int64_t i = c1_; i < right; ++i) add_pad(i);
     y_ = p_.planes.offset(kY, plane) + k0_ * last_.y;
@@ -205,14 +205,24 @@ class Analysis {
     const int64_t to = place(i - left_);
     for (T* split : split_) std::fill_n(split + to, p_.group, T(0));
     if (x.count == 0) return;
+    if (x.count == 1 && x.weight[0] == 1 && p_.group == 1) {
+      copy_to_[copies_] = to;
+      copy_from_[copies_++] = source_of(x.at[0]);
+      return;
+    }
     Pad& pad = pad_[pads_++];
     pad.to = to;
     pad.count = x.count;
     for (int n = 0; n < x.count; ++n) {
       pad.weight[n] = static_cast<T>(x.weight[n]);
-      const bool here = c0_ <= x.at[n] && x.at[n] < c1_;
-      pad.from[n] = here ? place(x.at[n] - left_) : 2 * t_.half + extra_number(x.at[n]) * p_.group;
+      pad.from[n] = source_of(x.at[n]);
     }
+  }
+
+  // Where a column lies, among the strip's own or after them.
+  int64_t source_of(int64_t column) {
+    if (c0_ <= column && column < c1_) return place(column - left_);
+    return 2 * t_.half + extra_number(column) * p_.group;
   }
 
   int extra_number(int64_t column) {
@@ -269,25 +279,28 @@ class Analysis {
     });
   }
 
-  // The same, split.
+  // The same, split, as rows n and n + 1.
   template <class S>
   void make_split_rows(OuterRows<T, S>& outer, const Rows<S>& rows, const Axis& axis, const S* base,
-                       int64_t stride, int64_t k) {
+                       int64_t stride, int64_t k, int n) {
+    T *const u = split_[n], *const v = split_[n + 1];
     const Mix<T, S>* const m = outer.at(k, axis, p_.edge, base, stride);
     if (m == nullptr || p_.group > 1) {
       make_rows(outer, rows, axis, base, stride, k, line_[0], line_[1]);
-      split_row(line_[0], split_[0]);
-      split_row(line_[1], split_[1]);
-      return;
+      split_row(line_[0], u);
+      split_row(line_[1], v);
+    } else {
+      each_part(rows, [&](int64_t from, int64_t count, int part) {
+        if (part == 0) {
+          wavelet::mix_pairs(*m, from, count, split_sink(u, v));
+        } else {
+          const int64_t at = 2 * t_.half + part - 1;
+          mix(*m, from, count, RowSink<T>{u + at, v + at});
+        }
+      });
     }
-    each_part(rows, [&](int64_t from, int64_t count, int part) {
-      if (part == 0) {
-        wavelet::mix_pairs(*m, from, count, split_sink(split_[0], split_[1]));
-      } else {
-        const int64_t at = 2 * t_.half + part - 1;
-        mix(*m, from, count, RowSink<T>{split_[0] + at, split_[1] + at});
-      }
-    });
+    pad_row(u);
+    pad_row(v);
   }
 
   // The strip's own columns, of which the first may be at an odd place.
@@ -313,6 +326,7 @@ class Analysis {
   }
 
   void pad_row(T* split) const {
+    for (int n = 0; n < copies_; ++n) split[copy_to_[n]] = split[copy_from_[n]];
     for (int n = 0; n < pads_; ++n) {
       const Pad& pad = pad_[n];
       for (int64_t e = 0; e < p_.group; ++e) {
@@ -327,7 +341,6 @@ class Analysis {
 
   // Both bands of split row n, at `to` of y and after, with the numbers of the first one.
   void finish(int n, int64_t to, int band) {
-    pad_row(split_[n]);
     const int64_t count = (k1_ - k0_) * p_.group;
     Out* const u = static_cast<Out*>(p_.y) + to;
     if (!p_.y_rows) {
@@ -416,29 +429,35 @@ class Analysis {
         }
       });
     }
+    pad_row(split_[0]);
     finish(0, y_, 0);
   }
 
+  // Coefficients [first, last) of the axis before the last. What has just been stored cannot be read yet at
+  // other offsets, so that the last axis is one coefficient behind.
   template <class S>
   void image(OuterRows<T, S>& outer, const Rows<S>& rows, const S* base, int64_t stride, int64_t first,
              int64_t last, int64_t y, int band) {
     const Axis& axis = p_.axis[p_.ndim - 2];
-    for (int64_t k = first; k < last; ++k) {
+    const auto finish_both = [&](int64_t k) {
       const int64_t to = y + k * axis.y;
-      if (k >= axis.bands) {
-        clear_row(to, 2);
-        continue;
-      }
+      finish(static_cast<int>(k % 2) * 2, to, band);
+      finish(static_cast<int>(k % 2) * 2 + 1, to + axis.band, band + 2);
+    };
+    int64_t behind = -1;
+    for (int64_t k = first; k < std::min(last, axis.bands); ++k) {
       if constexpr (std::is_same_v<S, In>) {
         if (p_.ndim == 2 && is_in_pairs() && has_pair(axis, k)) {
-          square<2>(rows_.base + 2 * k * stride, to);
+          square<2>(rows_.base + 2 * k * stride, y + k * axis.y);
           continue;
         }
       }
-      make_split_rows(outer, rows, axis, base, stride, k);
-      finish(0, to, band);
-      finish(1, to + axis.band, band + 2);
+      make_split_rows(outer, rows, axis, base, stride, k, static_cast<int>(k % 2) * 2);
+      if (behind >= 0) finish_both(behind);
+      behind = k;
     }
+    if (behind >= 0) finish_both(behind);
+    for (int64_t k = std::max(first, axis.bands); k < last; ++k) clear_row(y + k * axis.y, 2);
   }
 
   void volume(int64_t k) {
@@ -471,15 +490,17 @@ class Analysis {
   const TwoTaps<T> two_taps_;
   OuterRows<T, In> of_x_;
   OuterRows<T, T> of_frame_;
-  Mix<T, T> across_[2];  // along the last axis, from each of the split rows
+  Mix<T, T> across_[4];  // along the last axis, from each of the split rows
 
-  T *split_[2], *frame_[2], *line_[3], *staged_;
+  T *split_[4], *frame_[2], *line_[3], *staged_;
 
   // Of the strip: its coefficients [k0, k1) and the columns [c0, c1) that they are made of, the first of
   // which would be at `left`.
   int64_t k0_ = 0, k1_ = 0, left_ = 0, c0_ = 0, c1_ = 0;
   Pad pad_[2 * kMaxTaps];
   int pads_ = 0;
+  int64_t copy_to_[2 * kMaxTaps], copy_from_[2 * kMaxTaps];  // pads that are one number of another place
+  int copies_ = 0;
   int64_t extra_[2 * kMaxTaps];
   int extras_ = 0;
   Rows<In> rows_;

@@ -25,7 +25,7 @@ struct Tiling {
   int64_t staged = 0;  // elements of a copy of x's strip, if its rows are none
   int64_t line = 0;    // of one row of any kind
 
-  int64_t numel() const { return 2 * (2 * half + extra) + 2 * frame + staged + 3 * line; }
+  int64_t numel() const { return 4 * (2 * half + extra) + 2 * frame + staged + 3 * line; }
 };
 
 inline constexpr int64_t kStripElements = 512;

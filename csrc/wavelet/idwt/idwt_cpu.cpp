@@ -157,7 +157,7 @@ class Synthesis {
     for (T*& frame : frame_) frame = take(t_.frame);
     for (T*& line : line_) line = take(t_.line);
     staged_ = take(t_.staged);
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < 4; ++n) {
       Mix<T, T>& m = across_[n];
       m.both = p.stencil.both;
       m.only_u = p.stencil.only_u;
@@ -178,15 +178,12 @@ class Synthesis {
     while (begin < end) {
       const int64_t first = begin % pairs, last = std::min(pairs, first + end - begin);
       enter(begin / pairs / t_.strips, begin / pairs % t_.strips);
-      for (int64_t pair = first; pair < last; ++pair) {
-        const int64_t r = first_pair(p_) + pair;
-        if (p_.ndim == 3) {
-          volume(r);
-        } else if (p_.ndim == 2) {
-          image(of_y_, bands_, r, x_);
-        } else {
-          line();
-        }
+      if (p_.ndim == 3) {
+        for (int64_t pair = first; pair < last; ++pair) volume(first_pair(p_) + pair);
+      } else if (p_.ndim == 2) {
+        image(of_y_, bands_, first, last, x_);
+      } else {
+        line();
       }
       begin += last - first;
     }
@@ -314,16 +311,15 @@ class Synthesis {
     }
   }
 
-  // Adds to the samples of pair r of the axis before the last, in rows 0 and 1, what is past its ends and
-  // belongs to them.
+  // Adds to the two samples of pair r of the axis before the last what is past its ends and belongs to them.
   template <class S>
-  void fold_rows(OuterRows<T, S>& outer, const Bands<S>& bands, int64_t r) {
-    int64_t made = -1;  // of the pairs, in rows 2 and 3
+  void fold_rows(OuterRows<T, S>& outer, const Bands<S>& bands, int64_t r, T* const* two) {
+    int64_t made = -1;  // of the pairs, in rows 4 and 5
     for (const Fold<T>& fold : folds_[p_.ndim - 2]) {
       const int64_t to = fold.n + p_.offset, from = fold.i + p_.offset;
       if (to / 2 != r) continue;
-      if (made != from / 2) make_pair(outer, bands, made = from / 2, row_[2], row_[3]);
-      add_row(row_[2 + from % 2], fold.weight, t_.row(), row_[to % 2]);
+      if (made != from / 2) make_pair(outer, bands, made = from / 2, row_[4], row_[5]);
+      add_row(row_[4 + from % 2], fold.weight, t_.row(), two[to % 2]);
     }
   }
 
@@ -331,18 +327,33 @@ class Synthesis {
     for (int64_t j = 0; j < count; ++j) to[j] = fma_(weight, from[j], to[j]);
   }
 
+  // Pairs [first, last) of the axis before the last. What has just been stored cannot be read yet at other
+  // offsets, so that the last axis is one pair behind.
   template <class S>
-  void image(OuterRows<T, S>& outer, const Bands<S>& bands, int64_t r, int64_t x) {
+  void image(OuterRows<T, S>& outer, const Bands<S>& bands, int64_t first, int64_t last, int64_t x) {
     const Axis& axis = p_.axis[p_.ndim - 2];
-    if constexpr (std::is_same_v<S, In>) {
-      if (p_.ndim == 2 && is_in_pairs() && has_pair(axis, r)) return square<2>(r, 0, x + 2 * r * axis.x);
+    const auto finish_both = [&](int64_t r) {
+      for (int odd = 0; odd < 2; ++odd) {
+        const int64_t sample = 2 * r + odd - p_.offset;
+        if (0 <= sample && sample < axis.size) finish(static_cast<int>(r % 2) * 2 + odd, x + sample * axis.x);
+      }
+    };
+    int64_t behind = -1;
+    for (int64_t r = first_pair(p_) + first; r < first_pair(p_) + last; ++r) {
+      if constexpr (std::is_same_v<S, In>) {
+        if (p_.ndim == 2 && is_in_pairs() && has_pair(axis, r)) {
+          square<2>(r, 0, x + 2 * r * axis.x);
+          continue;
+        }
+      }
+      T* const* const two = row_ + r % 2 * 2;
+      make_pair(outer, bands, r, two[0], two[1]);
+      fold_rows(outer, bands, r, two);
+      for (int n = 0; n < 2; ++n) pad_row(two[n]);
+      if (behind >= 0) finish_both(behind);
+      behind = r;
     }
-    make_pair(outer, bands, r, row_[0], row_[1]);
-    fold_rows(outer, bands, r);
-    for (int n = 0; n < 2; ++n) {
-      const int64_t sample = 2 * r + n - p_.offset;
-      if (0 <= sample && sample < axis.size) finish(n, x + sample * axis.x);
-    }
+    if (behind >= 0) finish_both(behind);
   }
 
   // ---- two taps
@@ -383,6 +394,7 @@ class Synthesis {
         wavelet::widen_row(band.base + (bands_.packed ? columns + n : extra_[n]) * g, g,
                            row_[0] + 2 * t_.half + high * t_.extra + n * g);
     }
+    pad_row(row_[0]);
     finish(0, x_);
   }
 
@@ -409,8 +421,7 @@ class Synthesis {
       made.band[2] = second.bands * t_.packed;
       made.band[1] = 2 * made.band[2];
       made.packed = true;
-      for (int64_t pair = 0; pair < pairs_of(p_, second); ++pair)
-        image(of_frame_, made, first_pair(p_) + pair, x_ + sample * first.x);
+      image(of_frame_, made, 0, pairs_of(p_, second), x_ + sample * first.x);
     }
   }
 
@@ -443,7 +454,6 @@ class Synthesis {
 
   // Sample row n, to x.
   void finish(int n, int64_t x) {
-    pad_row(row_[n]);
     if constexpr (std::is_same_v<Out, T>) {
       if (folds(p_) && p_.x_rows && p_.group == 1)
         return finish_folded_in_place(n, static_cast<T*>(p_.x) + x);
@@ -527,9 +537,9 @@ class Synthesis {
   OuterRows<T, In> of_y_;
   OuterRows<T, T> of_frame_;
   const Folds<T> folds_[wavelet::kMaxSpatial];
-  Mix<T, T> across_[2];  // along the last axis, of sample rows 0 and 1
+  Mix<T, T> across_[4];  // along the last axis, of rows 0 to 3
 
-  T *row_[4], *frame_[4], *line_[2], *staged_;
+  T *row_[6], *frame_[4], *line_[2], *staged_;
 
   // Of the strip: its pairs [r0, r1), the coefficients [c0, c1) that there are for them, and the place of the
   // first that there would be.

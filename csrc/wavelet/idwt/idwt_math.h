@@ -50,7 +50,7 @@ struct Tiling {
   int64_t line = 0;    // of a row of the signal
 
   int64_t row() const { return 2 * half + 2 * extra; }
-  int64_t numel() const { return 4 * row() + 4 * frame + staged + 2 * line; }
+  int64_t numel() const { return 6 * row() + 4 * frame + staged + 2 * line; }
 };
 
 inline constexpr int64_t kStripElements = 512;
