@@ -30,6 +30,17 @@ template <int kCount, class Body>
   each_number(std::make_integer_sequence<int, kCount>{}, body);
 }
 
+// Rows that lie at least this far apart begin in pages of their own, and the hardware does not see them
+// coming.
+inline constexpr int64_t kFarBytes = 1024;
+
+// Asks for `count` elements that will be read or, kWrite, written soon.
+template <bool kWrite, class S>
+inline void prefetch(const S* from, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(S);
+  for (int64_t j = 0; j < count; j += kLine) __builtin_prefetch(from + j, kWrite);
+}
+
 // Rows of storage type S, and their weights: first those of both sums, then of u alone, then of v alone.
 template <class T, class S>
 struct Mix {

@@ -75,7 +75,7 @@ def test_one_dimension(wavelet: str) -> None:
 @each_mode
 def test_one_dimension_of_any_length(wavelet: str, mode: str) -> None:
     """Past the strips in which a long line is worked on, their seams at both parities."""
-    for size in (255, 1099, 1101, 2048, 4097, 33_331):
+    for size in (255, 1099, 1101, 2048, 4099, 33_331):
         x = normal(2, size, seed=size)
         assert_equal(dwt(x, wavelet, ndim=1, mode=mode), forward(x, wavelet, 1, mode), f"{size}")
 
@@ -90,7 +90,7 @@ def test_two_and_three_dimensions(wavelet: str, mode: str) -> None:
         (9, 12),
         (16, 1),
         (13, 37),
-        (5, 1300),
+        (5, 4200),
         (3, 4, 5),
         (1, 2, 9),
         (7, 6, 20),
@@ -209,7 +209,7 @@ def test_equals_the_reference(call: tuple[Tensor, str, dict[str, Any]]) -> None:
 @each_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("wavelet", ["haar", "db4", "bior2.2"])
-@pytest.mark.parametrize("width", [1, 15, 16, 17, 31, 33, 64, 65, 127, 1100, 1101, 2300])
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 31, 33, 64, 65, 127, 1100, 1101, 4300])
 def test_any_width(width: int, wavelet: str, dtype: torch.dtype, isa: str) -> None:
     """One past a vector, one past a strip."""
     for mode in ("symmetric", "periodization"):
@@ -281,7 +281,7 @@ def test_nan_and_inf_stay_where_the_filters_are(mode: str, isa: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("shape", "ndim"),
-    [((40, 2500), 1), ((60, 2500), 2), ((3, 50, 1101), 2), ((300, 9, 17), 2), ((2, 11, 12, 1301), 3)],
+    [((10, 9000), 1), ((20, 4300), 2), ((3, 50, 1101), 2), ((300, 9, 17), 2), ((2, 5, 40, 1301), 3)],
     ids=str,
 )
 def test_any_thread_count(shape: tuple[int, ...], ndim: int, dtype: torch.dtype, isa: str) -> None:
@@ -363,7 +363,7 @@ def test_channels_last_keeps_its_layout() -> None:
 
 
 def test_what_is_after_the_bands_is_zero() -> None:
-    for shape, grid in (((2, 9, 12), (8, 20)), ((2, 3, 1101), (5, 700)), ((2, 20, 30), (30, 18))):
+    for shape, grid in (((2, 9, 12), (8, 20)), ((2, 3, 4301), (5, 2200)), ((2, 20, 30), (30, 18))):
         for memory in LAYOUTS:
             x = laid_out(normal(*shape, dtype=torch.float32), memory, 0)
             want = dwt(x, "db2", ndim=2, mode="symmetric")

@@ -100,7 +100,7 @@ def test_two_and_three_dimensions(wavelet: str, mode: str) -> None:
         (9, 12),
         (1, 1),
         (13, 37),
-        (5, 1300),
+        (5, 4200),
         (3, 4, 5),
         (1, 2, 9),
         (7, 6, 20),
@@ -246,7 +246,7 @@ def test_equals_the_reference(call: tuple[Tensor, str, dict[str, Any]]) -> None:
 @each_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("wavelet", ["haar", "db4", "bior2.2"])
-@pytest.mark.parametrize("width", [1, 15, 16, 17, 31, 33, 64, 65, 127, 1100, 1101, 2300])
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 31, 33, 64, 65, 127, 1100, 1101, 4300])
 def test_any_width(width: int, wavelet: str, dtype: torch.dtype, isa: str) -> None:
     for mode in BOTH:
         y = normal(2, 4, *sizes_of_bands((5, width), wavelet, mode), dtype=dtype)
@@ -382,7 +382,7 @@ def test_rounds_once(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("shape", "ndim"),
-    [((40, 2500), 1), ((60, 2500), 2), ((3, 50, 1101), 2), ((300, 9, 17), 2), ((2, 11, 12, 1301), 3)],
+    [((10, 9000), 1), ((20, 4300), 2), ((3, 50, 1101), 2), ((300, 9, 17), 2), ((2, 5, 40, 1301), 3)],
     ids=str,
 )
 def test_any_thread_count(shape: tuple[int, ...], ndim: int, dtype: torch.dtype, isa: str) -> None:

@@ -8,6 +8,7 @@
 #define FASTDIFF_SHORT_LANES
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "wavelet/dwt/dwt_math.h"
 #include "wavelet/mix.h"
@@ -433,6 +434,22 @@ class Analysis {
     finish(0, y_, 0);
   }
 
+  // Asks for the two rows that coefficient k is the first to need, and for where its bands go.
+  template <class S>
+  void prefetch_for(const Axis& axis, const Rows<S>& rows, const S* base, int64_t stride, int64_t k,
+                    int64_t y) const {
+    if (!rows.packed && std::abs(stride) * static_cast<int64_t>(sizeof(S)) >= wavelet::kFarBytes) {
+      const int64_t end = std::min(2 * k - p_.stencil.offset + p_.stencil.length, axis.size);
+      for (int64_t row = std::max<int64_t>(end - 2, 0); row < end; ++row)
+        wavelet::prefetch<false>(base + row * stride + c0_ * p_.group, (c1_ - c0_) * p_.group);
+    }
+    if (p_.y_rows && k < axis.bands &&
+        std::abs(axis.y) * static_cast<int64_t>(sizeof(Out)) >= wavelet::kFarBytes)
+      for (int band = 0; band < 4; ++band)
+        wavelet::prefetch<true>(static_cast<const Out*>(p_.y) + y + k * axis.y + band * last_.band,
+                                (k1_ - k0_) * p_.group);
+  }
+
   // Coefficients [first, last) of the axis before the last. What has just been stored cannot be read yet at
   // other offsets, so that the last axis is one coefficient behind.
   template <class S>
@@ -452,6 +469,7 @@ class Analysis {
           continue;
         }
       }
+      prefetch_for(axis, rows, base, stride, k + 1, y);
       make_split_rows(outer, rows, axis, base, stride, k, static_cast<int>(k % 2) * 2);
       if (behind >= 0) finish_both(behind);
       behind = k;

@@ -8,6 +8,7 @@
 #define FASTDIFF_SHORT_LANES
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "wavelet/idwt/idwt_math.h"
 #include "wavelet/mix.h"
@@ -327,6 +328,25 @@ class Synthesis {
     for (int64_t j = 0; j < count; ++j) to[j] = fma_(weight, from[j], to[j]);
   }
 
+  // Asks for the coefficients that pair r is the first to need, and for where its samples go.
+  template <class S>
+  void prefetch_for(const Axis& axis, const Bands<S>& bands, int64_t r, int64_t x) const {
+    const int a = p_.ndim - 2;
+    if (!bands.packed && r < axis.bands)
+      for (unsigned bits = 0; bits < 4; ++bits) {
+        const Band<S> band = bands.of(bits << a, a, 0);
+        if (std::abs(band.stride) * static_cast<int64_t>(sizeof(S)) >= wavelet::kFarBytes)
+          wavelet::prefetch<false>(band.base + r * band.stride + c0_ * p_.group, (c1_ - c0_) * p_.group);
+      }
+    if (!p_.x_rows || std::abs(axis.x) * static_cast<int64_t>(sizeof(Out)) < wavelet::kFarBytes) return;
+    const int64_t n0 = std::max<int64_t>(2 * r0_ - p_.offset, 0),
+                  n1 = std::min(2 * r1_ - p_.offset, last_.size);
+    for (int64_t n = std::max<int64_t>(2 * r - p_.offset, 0); n < std::min(2 * r + 2 - p_.offset, axis.size);
+         ++n)
+      wavelet::prefetch<true>(static_cast<const Out*>(p_.x) + x + n * axis.x + n0 * p_.group,
+                              (n1 - n0) * p_.group);
+  }
+
   // Pairs [first, last) of the axis before the last. What has just been stored cannot be read yet at other
   // offsets, so that the last axis is one pair behind.
   template <class S>
@@ -346,6 +366,7 @@ class Synthesis {
           continue;
         }
       }
+      prefetch_for(axis, bands, r + 1, x);
       T* const* const two = row_ + r % 2 * 2;
       make_pair(outer, bands, r, two[0], two[1]);
       fold_rows(outer, bands, r, two);

@@ -53,7 +53,7 @@ struct Tiling {
   int64_t numel() const { return 6 * row() + 4 * frame + staged + 2 * line; }
 };
 
-inline constexpr int64_t kStripElements = 512;
+inline constexpr int64_t kStripElements = 2048;
 inline constexpr int64_t kLeastStripElements = 32;
 inline constexpr int64_t kFrameBytes = 256 * 1024;  // within the second-level cache
 inline constexpr int64_t kRegister = 16;            // elements that a row may be read too far

@@ -29,7 +29,7 @@ void check_sizes(const TensorView& band, const Argument& argument, const TensorV
   std::copy_n(finer.sizes, finer.rank, size);
   for (int d = finer.rank - kRowsAndColumns; d < finer.rank; ++d) size[d] = pyramid::coarse_size(size[d]);
   if (band.rank != finer.rank || !std::equal(size, size + finer.rank, band.sizes))
-    refuse(argument, " must have shape ", shape_text({.rank = finer.rank, .sizes = size}),
+    refuse(argument, " must have shape ", shape_text({.rank = finer.rank, .sizes = size, .device = {}}),
            ", half of the band before it, got ", shape_text(band));
 }
 

@@ -22,8 +22,8 @@ void check_result(const TensorView& x, const Bands& bands, int band, std::span<c
   if (y.dtype != x.dtype) refuse(out, " must be ", name(x.dtype), " like x, got ", name(y.dtype));
   const std::span<const int64_t> shape = bands.shape(band);
   if (y.rank != bands.rank || !std::equal(shape.begin(), shape.end(), y.sizes))
-    refuse(out, " must have shape ", shape_text({.rank = bands.rank, .sizes = shape.data()}), ", got ",
-           shape_text(y));
+    refuse(out, " must have shape ", shape_text({.rank = bands.rank, .sizes = shape.data(), .device = {}}),
+           ", got ", shape_text(y));
   if (y.device != x.device)
     refuse(out, " must be on ", device_text(x.device), " like x, got ", device_text(y.device));
   if (!elements_are_distinct(y)) refuse(out, " must not have elements that share memory (expanded?)");

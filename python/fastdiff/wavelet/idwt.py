@@ -314,11 +314,11 @@ def cases(seed: int = 0) -> list[Case]:
         case("periodization, odd", normal(2, 4, 6, 20), "db2", mode="periodization", size=(11, 39)),
         case("periodization, shorter than the filters", normal(2, 4, 2, 1), "bior2.4", mode="periodization"),
         case("1-D", normal(3, 2, 41), "db3", 1),
-        case("1-D, long", normal(2, 2, 1250), "sym4", 1, mode="periodization"),
+        case("1-D, long", normal(2, 2, 2300), "sym4", 1, mode="periodization"),
         case("3-D", normal(2, 8, 5, 6, 20), "bior1.3", 3, size=(5, 6, 35)),
         case("3-D haar", normal(2, 8, 2, 3, 19), "haar", 3),
         case("3-D, periodization", normal(8, 3, 2, 11), "db2", 3, mode="periodization", size=(5, 4, 21)),
-        case("wide", normal(4, 3, 900), "db2"),
+        case("wide", normal(4, 2, 2200), "db2"),
         case("scaled", normal(2, 3, 4, 7, 19), "bior2.2", scale=positive),
         case("soft threshold", normal(2, 3, 4, 7, 19), "db2", threshold=quarter),
         case(
