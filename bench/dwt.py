@@ -89,11 +89,11 @@ def targets(work: Work) -> tuple[Target, ...]:
     if work.level > 1:
         return (Target(ONE_LEVEL, factor=1 / 1.6),)
     if work.wavelet == "haar":
-        return (
-            *(Target(p, factor=5.0) for p in (PTWT, PYTORCH_WAVELETS, PYWAVELETS)),
-            Target(COPY, factor=1 / 1.5),
-        )
-    return (Target(PTWT, factor=15.0), Target(PYWAVELETS, factor=10.0), Target(COPY, factor=1 / 4))
+        wanted = {PTWT: 5.0, PYTORCH_WAVELETS: 5.0, PYWAVELETS: 5.0, COPY: 1 / 1.5}
+    else:
+        wanted = {PTWT: 15.0, PYWAVELETS: 10.0, COPY: 1 / 4}
+    absent = {PTWT, PYWAVELETS} if work.dtype != FP32 else {PTWT} if work.mode == "periodization" else set()
+    return tuple(Target(peer, factor=factor) for peer, factor in wanted.items() if peer not in absent)
 
 
 def signal(work: Work, device: torch.device) -> Tensor:
@@ -140,6 +140,11 @@ def _contenders(work: Work, device: torch.device) -> list[Contender]:
     ]
 
 
+def backward_peers(work: Work) -> list[str]:
+    """pytorch_wavelets' backward is the inverse with time-reversed filters: no adjoint where ends are continued."""
+    return [PTWT, EAGER, *([PYTORCH_WAVELETS] if work.mode == "zero" else [])]
+
+
 def _backward(work: Work, device: torch.device) -> list[Contender]:
     """The gradient of x: of ptwt and pytorch_wavelets by PyTorch's own, through convolutions."""
     exact = signal(work, device)
@@ -153,7 +158,7 @@ def _backward(work: Work, device: torch.device) -> list[Contender]:
         x = exact.to(work.dtype).requires_grad_()
         y = dwt(x, work.wavelet, **options)
         found = []
-        for name in (PTWT, PYTORCH_WAVELETS, EAGER):
+        for name in backward_peers(work):
             leaf = x.detach().clone().requires_grad_()
             calls = peers.PEERS[name](work.transform, leaf, peers.split_bands(of.detach(), work.ndim))
             if calls is None:

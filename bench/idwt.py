@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from fastdiff.bench import dwt as forward_cases
 from fastdiff.bench import dwt_peers as peers
-from fastdiff.bench.dwt import FORWARD, ONE_LEVEL, OUT, Work, coefficients, signal, targets
-from fastdiff.bench.dwt_peers import EAGER, PTWT, PYTORCH_WAVELETS, ROUNDOFFS
+from fastdiff.bench.dwt import FORWARD, ONE_LEVEL, OUT, Work, backward_peers, coefficients, signal, targets
+from fastdiff.bench.dwt_peers import ROUNDOFFS
 from fastdiff.bench.kit import OURS, Case, Contender, close_to
 from fastdiff.wavelet import idwt, waverec
 from fastdiff.wavelet.idwt import reference
@@ -83,7 +83,7 @@ def _backward(work: Work, device: torch.device) -> list[Contender]:
         y = y64.to(work.dtype).requires_grad_()
         x = idwt(y, work.wavelet, **options)
         found = []
-        for name in (PTWT, PYTORCH_WAVELETS, EAGER):
+        for name in backward_peers(work):
             leaves = [t.detach().requires_grad_() for t in peers.split_bands(y.detach(), work.ndim)]
             calls = peers.PEERS[name](work.transform, of, leaves)
             if calls is not None:

@@ -47,7 +47,12 @@ class OuterRows {
   const Mix<T, S>* at(int64_t k, const Axis& axis, wavelet::Edge edge, const S* base, int64_t stride) {
     const int64_t first = 2 * k - s_.offset;
     if (first < 0 || first + s_.length > axis.size) return at_edge(k, axis, edge, base, stride);
-    for (int e = 0; e < s_.taps(); ++e) inside_.row[e] = base + (first + s_.tap[e].at) * stride;
+    if (stride != stride_) {
+      stride_ = stride;
+      for (int e = 0; e < s_.taps(); ++e) offset_[e] = s_.tap[e].at * stride;
+    }
+    const S* const start = base + first * stride;
+    for (int e = 0; e < s_.taps(); ++e) inside_.row[e] = start + offset_[e];
     return &inside_;
   }
 
@@ -102,6 +107,8 @@ class OuterRows {
   }
 
   const Stencil& s_;
+  int64_t stride_ = 0;
+  int64_t offset_[kMaxTaps] = {};  // of the taps' rows, at this stride
   Mix<T, S> inside_, edge_;
 };
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 
 #include "wavelet/idwt/idwt_math.h"
 #include "wavelet/mix.h"
@@ -48,13 +49,24 @@ class Folds {
   const Fold<T>* begin() const { return fold_; }
   const Fold<T>* end() const { return fold_ + count_; }
 
+  // Whether one of two samples from n on may get something.
+  bool reach(int64_t n) const { return n <= low_ || n + 1 >= high_; }
+
  private:
   void add(int64_t i, int64_t size, wavelet::Edge edge) {
     const Extension x = extend(i, size, edge);
-    for (int n = 0; n < x.count; ++n) fold_[count_++] = {x.at[n], i, static_cast<T>(x.weight[n])};
+    for (int n = 0; n < x.count; ++n) {
+      fold_[count_++] = {x.at[n], i, static_cast<T>(x.weight[n])};
+      if (2 * x.at[n] < size) {
+        low_ = std::max(low_, x.at[n]);
+      } else {
+        high_ = std::min(high_, x.at[n]);
+      }
+    }
   }
 
   int count_ = 0;
+  int64_t low_ = -2, high_ = std::numeric_limits<int64_t>::max();  // the innermost of either half
   Fold<T> fold_[3 * 2 * kMaxTaps];
 };
 
@@ -82,10 +94,12 @@ class OuterRows {
   const Mix<T, S>& at(int64_t r, const Axis& axis, const Band<S> (&band)[2]) {
     const int64_t first = r - s_.length / 2 + 1;
     if (first < 0 || r >= axis.bands) return at_edge(first, axis, band);
-    for (int e = 0; e < s_.taps(); ++e) {
-      const Band<S>& b = band[s_.tap[e].at % 2];
-      inside_.row[e] = b.base + (first + s_.tap[e].at / 2) * b.stride;
+    if (band[0].stride != stride_[0] || band[1].stride != stride_[1]) {
+      for (int b = 0; b < 2; ++b) stride_[b] = band[b].stride;
+      for (int e = 0; e < s_.taps(); ++e) offset_[e] = s_.tap[e].at / 2 * stride_[s_.tap[e].at % 2];
     }
+    const S* const start[2] = {band[0].base + first * stride_[0], band[1].base + first * stride_[1]};
+    for (int e = 0; e < s_.taps(); ++e) inside_.row[e] = start[s_.tap[e].at & 1] + offset_[e];
     return inside_;
   }
 
@@ -113,6 +127,8 @@ class OuterRows {
 
   const Stencil& s_;
   const bool circular_;
+  int64_t stride_[2] = {};
+  int64_t offset_[kMaxTaps] = {};  // of the taps' rows in their bands, at these strides
   Mix<T, S> inside_, edge_;
 };
 
@@ -315,6 +331,7 @@ class Synthesis {
   // Adds to the two samples of pair r of the axis before the last what is past its ends and belongs to them.
   template <class S>
   void fold_rows(OuterRows<T, S>& outer, const Bands<S>& bands, int64_t r, T* const* two) {
+    if (!folds_[p_.ndim - 2].reach(2 * r - p_.offset)) return;
     int64_t made = -1;  // of the pairs, in rows 4 and 5
     for (const Fold<T>& fold : folds_[p_.ndim - 2]) {
       const int64_t to = fold.n + p_.offset, from = fold.i + p_.offset;
@@ -516,17 +533,22 @@ class Synthesis {
   // The same, and then samples past the ends are added to their own where those are already.
   void finish_folded_in_place(int n, T* x) {
     finish_woven(n, x);
-    const int64_t left = (p_.offset + 1) / 2, right = (last_.size + p_.offset) / 2;
-    T *const before = line_[0], *const after = line_[1];
-    const auto whole = [](int64_t count) {
-      return (count + Lanes<T>::width - 1) / Lanes<T>::width * Lanes<T>::width;
-    };
-    mix(across_[n], 0, whole(left), WeaveSink<T, T>{before});
-    mix(across_[n], right, whole(r1_ - right), WeaveSink<T, T>{after});
-    for (const Fold<T>& fold : folds_[p_.ndim - 1]) {
-      const int64_t at = fold.i + p_.offset;
-      x[fold.n] = fma_(fold.weight, fold.i < 0 ? before[at] : after[at - 2 * right], x[fold.n]);
-    }
+    mix(across_[n], 0, whole(pairs_before()), WeaveSink<T, T>{line_[0]});
+    mix(across_[n], pairs_until_end(), whole(r1_ - pairs_until_end()), WeaveSink<T, T>{line_[1]});
+    const T *const before = line_[0] + p_.offset, *const after = line_[1] + p_.offset - 2 * pairs_until_end();
+    const Fold<T>*fold = folds_[p_.ndim - 1].begin(), *const end = folds_[p_.ndim - 1].end();
+    for (; fold != end && fold->i < 0; ++fold) x[fold->n] = fma_(fold->weight, before[fold->i], x[fold->n]);
+    for (; fold != end; ++fold) x[fold->n] = fma_(fold->weight, after[fold->i], x[fold->n]);
+  }
+
+  // Of the pairs of the last axis, those with a sample before its first one, and those without one after its
+  // last.
+  int64_t pairs_before() const { return (p_.offset + 1) / 2; }
+  int64_t pairs_until_end() const { return (last_.size + p_.offset) / 2; }
+
+  // Whole registers, of which the rows have some more than they need.
+  static int64_t whole(int64_t count) {
+    return (count + Lanes<T>::width - 1) / Lanes<T>::width * Lanes<T>::width;
   }
 
   // All that there is along the axis, past its ends too; then those samples are added to their own.
