@@ -91,7 +91,7 @@ RULES = [
         r'#include\s*[<"](pybind11/|core/python\.h)',
         '#include "core/python.h"',
         ("csrc",),
-        (r"csrc/core/(python|exchange)\.h", r"csrc/module\.cpp", r".*_py\.cpp"),
+        (r"csrc/core/(python|exchange)\.h", r"csrc/module\.cpp", r".*_py\.(cpp|h)"),
     ),
     Rule(
         "kernels are launched in one way",

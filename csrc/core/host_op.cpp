@@ -111,10 +111,6 @@ void dense_strides(const TensorView& like, int64_t* strides) {
   }
 }
 
-}  // namespace
-
-namespace {
-
 Tensor empty_strided(const TensorView& sizes, const int64_t* strides, DType dtype) {
   const bool cpu = sizes.device.type == DeviceType::cpu;
   const int32_t device_type = cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda();

@@ -13,7 +13,8 @@
 
 namespace fastdiff {
 
-inline constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1;
+inline constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1;
+inline constexpr int64_t kMaxGridX = kMaxInt32;
 inline constexpr unsigned kMaxGridYZ = 65535;
 inline constexpr unsigned kMaxBlockThreads = 1024;
 inline constexpr size_t kDefaultDynamicSmem = 48 * 1024;  // for more, a kernel has to ask

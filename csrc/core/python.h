@@ -234,6 +234,19 @@ class DlpackTensor {
   TensorView view_;
 };
 
+// An array that may be None.
+class OptionalArray {
+ public:
+  OptionalArray(py::handle array, const std::string& what, Access access = Access::read,
+                uintptr_t stream = 0) {
+    if (!array.is_none()) held_.emplace(array, what, access, stream);
+  }
+  std::optional<TensorView> view() const { return held_ ? std::optional(held_->view()) : std::nullopt; }
+
+ private:
+  std::optional<DlpackTensor> held_;
+};
+
 // Device memory for intermediate results, which the caller of a torch-free function gives as a uint8 array.
 class Scratch {
  public:

@@ -77,24 +77,24 @@ S narrow(T x) {
 
 // x[e] widened, whole registers first.
 template <class T, class S>
-void widen_run(const S* x, int count, T* block) {
+void widen_run(const S* x, int64_t count, T* block) {
   using L = Lanes<T>;
-  int e = 0;
+  int64_t e = 0;
   for (; e + L::width <= count; e += L::width) L::store(block + e, L::load(x + e));
-  for (; e < count; ++e) block[e] = static_cast<T>(widen(x[e]));
+  for (; e < count; ++e) block[e] = widened<T>(x[e]);
 }
 
 // Converts `count` elements of a strided run. The loop over unit strides is one that compilers vectorise.
 template <class T>
-void load_run(const void* data, DType dtype, int64_t offset, int64_t stride, int count, T* block) {
+void load_run(const void* data, DType dtype, int64_t offset, int64_t stride, int64_t count, T* block) {
   if (stride == 0) {
     std::fill_n(block, count, load_as<T>(data, dtype, offset));
   } else if (stride == 1 && dtype == DType::b8) {
     const uint8_t* x = static_cast<const uint8_t*>(data) + offset;
-    for (int j = 0; j < count; ++j) block[j] = static_cast<T>(x[j] != 0);
+    for (int64_t j = 0; j < count; ++j) block[j] = static_cast<T>(x[j] != 0);
   } else if (stride == 1 && part_of(dtype) == DType::f32) {
     const float* x = static_cast<const float*>(data) + offset;
-    for (int j = 0; j < count; ++j) block[j] = static_cast<T>(x[j]);
+    for (int64_t j = 0; j < count; ++j) block[j] = static_cast<T>(x[j]);
   } else if (sizeof(T) == sizeof(float) && stride == 1 && (dtype == DType::f16 || dtype == DType::bf16)) {
     if constexpr (sizeof(T) == sizeof(float)) {
       if (dtype == DType::f16) {
@@ -104,7 +104,7 @@ void load_run(const void* data, DType dtype, int64_t offset, int64_t stride, int
       }
     }
   } else {
-    for (int j = 0; j < count; ++j) block[j] = load_as<T>(data, dtype, offset + j * stride);
+    for (int64_t j = 0; j < count; ++j) block[j] = load_as<T>(data, dtype, offset + j * stride);
   }
 }
 

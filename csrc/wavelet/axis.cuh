@@ -11,7 +11,6 @@ namespace fastdiff::wavelet {
 namespace {
 
 constexpr int kAxisThreads = 256;
-constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1;
 
 // A stencil in the arithmetic's own type, in shared memory.
 template <class T>

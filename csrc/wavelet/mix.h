@@ -16,6 +16,7 @@
 
 #include "core/runs.h"
 #include "wavelet/filter_bank.h"
+#include "wavelet/strips.h"
 
 namespace fastdiff::wavelet {
 namespace {
@@ -77,7 +78,7 @@ struct BandSink {
 
   template <class V>
   V scaled(V value, T factor) const {
-    if constexpr (kScaled) value = divide ? div(value, splat<V>(factor)) : mul(value, splat<V>(factor));
+    if constexpr (kScaled) value = wavelet::scaled(value, splat<V>(factor), divide);
     return value;
   }
   template <int kCount, class V>
@@ -154,14 +155,6 @@ void split(const S* row, int64_t count, T* evens, T* odds) {
     L::store(odds + j / 2, odd);
   }
   for (; j < count; ++j) (j % 2 ? odds : evens)[j / 2] = widened<T>(row[j]);
-}
-
-template <class T, class S>
-void widen_row(const S* from, int64_t count, T* to) {
-  using L = Lanes<T>;
-  int64_t j = 0;
-  for (; j + L::width <= count; j += L::width) L::store(to + j, L::load(from + j));
-  for (; j < count; ++j) to[j] = widened<T>(from[j]);
 }
 
 template <class T, class S>

@@ -85,7 +85,7 @@ def test_others_are_left_alone() -> None:
     kept = list(model)
     assert use_fast_haar_patch(model) == 0
     assert all(a is b for a, b in zip(model, kept, strict=True))
-    assert use_fast_haar_patch(CosmosPatchEmbed3d(4)) == 0  # it is in no model
+    assert use_fast_haar_patch(CosmosPatchEmbed3d(4)) == 1  # a model of one module
 
 
 def test_sizes_that_diffusers_pads() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -180,17 +181,68 @@ def test_gradient_of_a_threshold(shrink: str) -> None:
 def test_values_are_the_same_where_gradients_are_recorded(
     dtype: torch.dtype, options: dict[str, Any]
 ) -> None:
-    """To the rounding of the passes that are made then."""
+    """The same bits: gradients change nothing."""
     y = away_from(0.4, 2, 3 if options.get("approximation") else 4, 7, 9).detach().to(dtype)
     numbers = {"threshold", "scale"} & options.keys()
     given: dict[str, Any] = {name: torch.tensor([options[name]], dtype=torch.float32) for name in numbers}
     if options.get("approximation"):
         given["approximation"] = normal(2, 7, 9, dtype=dtype)
     want = idwt(y, "db2", ndim=2, **given)
-    got = idwt(y.requires_grad_(), "db2", ndim=2, **given)
-    assert got.dtype == dtype
-    assert got.requires_grad
-    assert_equal(got.detach().double(), want.double(), limit=4 * torch.finfo(dtype).eps)
+    for leaf_of in (y, *(given[name] for name in numbers)):
+        leaf_of.requires_grad_()
+        got = idwt(y, "db2", ndim=2, **given)
+        assert got.requires_grad
+        assert_same_bits([got.detach()], [want])
+
+
+def test_a_scale_that_is_learned_divides_before_the_result_is_rounded() -> None:
+    """The band itself would be beyond fp16."""
+    x = torch.full((2, 2), 40000.0, dtype=torch.float16)
+    scale = torch.tensor([10.0, 1, 1, 1])
+    want = dwt(x, "haar", ndim=2, scale=scale, grid=(2, 2))
+    got = dwt(x, "haar", ndim=2, scale=scale.requires_grad_(), grid=(2, 2))
+    assert float(want[0, 0, 0]) == 8000
+    assert_same_bits([got.detach()], [want])
+
+
+def test_what_is_after_the_bands_is_not_read_by_gradients_either() -> None:
+    y, scale = leaf(4, 5, 5), torch.full((4,), 2.0, dtype=torch.float64, requires_grad=True)
+    poisoned = torch.full((4, 7, 8), math.nan, dtype=torch.float64)
+    poisoned[:, :5, :5] = y.detach()
+    want = torch.autograd.grad(idwt(y, "db2", ndim=2, size=(8, 8), scale=scale).square().sum(), (y, scale))
+    poisoned.requires_grad_()
+    got = torch.autograd.grad(
+        idwt(poisoned, "db2", ndim=2, size=(8, 8), scale=scale).square().sum(), (poisoned, scale)
+    )
+    assert_same_bits([got[0][:, :5, :5], got[1]], want)
+    assert not bool(got[0][:, 5:].any())
+    assert not bool(got[0][:, :, 5:].any())
+
+
+def test_a_soft_threshold_of_0_lets_everything_pass() -> None:
+    """Zeros too, such as a coefficient that is to be learned; and the threshold itself can leave 0."""
+    y, t = leaf(4, 5, 5), torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        y[0] = 0
+    x = idwt(y, "db2", ndim=2, threshold=t)
+    of_y, of_t = torch.autograd.grad(x.sum(), (y, t))
+    (want,) = torch.autograd.grad(idwt(y, "db2", ndim=2).sum(), y)
+    assert_same_bits([of_y], [want])
+    assert_equal(of_t, -(want * y.sign()).sum((-2, -1)).detach())
+    approximation, *details = wavedec(normal(16, 16), "haar", ndim=2, level=2)
+    approximation = torch.zeros_like(approximation).requires_grad_()
+    waverec([approximation, *details], "haar", ndim=2, threshold=torch.tensor(0.1)).sum().backward()
+    assert approximation.grad is not None
+    assert bool((approximation.grad > 0).all())
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3, 4), (3,)], ids=str)
+def test_gradients_do_not_lift_refusals(shape: tuple[int, ...]) -> None:
+    scale = torch.ones(shape, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"^fastdiff::dwt: scale must"):
+        dwt(torch.zeros(8, 8), "haar", ndim=2, scale=scale)
+    with pytest.raises(RuntimeError, match=r"^fastdiff::idwt: scale must"):
+        idwt(torch.zeros(4, 8, 8), "haar", ndim=2, scale=scale)
 
 
 def test_gradients_have_the_dtype_of_what_they_are_of() -> None:
@@ -210,12 +262,12 @@ def test_out_is_refused_where_gradients_are_recorded() -> None:
     x = normal(8, dtype=torch.float32).requires_grad_()
     for call in (lambda: dwt(x, "haar", ndim=1, out=torch.empty(2, 4)),
                  lambda: idwt(x.view(2, 4), "haar", ndim=1, out=torch.empty(8))):  # fmt: skip
-        with pytest.raises(
-            RuntimeError, match=r"^fastdiff::i?dwt: out cannot be given where gradients are recorded"
-        ):
+        with pytest.raises(NotImplementedError, match=r"^fastdiff\.i?dwt: out= does not record gradients"):
             call()
         with torch.no_grad():
             call()
+    with pytest.raises(NotImplementedError, match=r"^fastdiff\.dwt: out="):
+        dwt(x.detach(), "haar", ndim=1, out=torch.empty(2, 4, requires_grad=True))
 
 
 # ---- levels ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import pywt
 import torch
-from fastdiff.wavelet import dwt, wavedec, waverec
+from fastdiff.wavelet import dwt, pack_subbands, unpack_subbands, upsample_subbands, wavedec, waverec
 from fastdiff.wavelet._filters import MODES, max_level
 from torch import Tensor
 
@@ -191,3 +191,27 @@ def test_one_graph_for_repeated_calls_and_one_for_all_shapes() -> None:
             assert_same_bits([compiled(x, t)], [there_and_back(x, t)])
         assert len(graphs) == 1
         torch._dynamo.reset()
+
+
+def test_calls_of_no_level_are_checked_too() -> None:
+    x = torch.zeros(8, 8)
+    with pytest.raises(RuntimeError, match=r"^fastdiff: ndim must be 1, 2 or 3, got 7"):
+        wavedec(x, "haar", ndim=7, level=0)
+    with pytest.raises(ValueError, match="mode"):
+        wavedec(x, "haar", ndim=2, mode="bogus", level=0)
+    with pytest.raises(RuntimeError, match=r"^fastdiff: x must have at least 3 dimensions"):
+        wavedec(x, "haar", ndim=3, level=0)
+    with pytest.raises(ValueError, match="size must be that of the approximation"):
+        waverec([x], "haar", ndim=2, size=(5, 5))
+    with pytest.raises(ValueError, match="shrink"):
+        waverec([x], "haar", ndim=2, shrink="bogus")
+    assert waverec([x], "haar", ndim=2, size=(8, 8)) is x
+
+
+def test_packing_wants_channels() -> None:
+    with pytest.raises(RuntimeError, match=r"^fastdiff\.pack_subbands: x must have channels"):
+        pack_subbands(torch.zeros(8, 8), "haar", ndim=2)
+    with pytest.raises(RuntimeError, match=r"^fastdiff\.unpack_subbands: y must have channels"):
+        unpack_subbands(torch.zeros(8, 8), "haar", ndim=2, size=(8, 8))
+    with pytest.raises(RuntimeError, match=r"^fastdiff\.upsample_subbands: y must have 2 dimensions"):
+        upsample_subbands(torch.zeros(8), ndim=2, bands=(4, 4), size=(8, 8))

@@ -21,24 +21,16 @@ constexpr const char* kScratchDoc =
 
 constexpr const char* kWhere = "fastdiff::channel_affine: ";
 
-// An array that may be none.
-class Optional {
- public:
-  Optional(const py::object& array, const char* argument, uintptr_t stream) {
-    if (!array.is_none()) held_.emplace(array, std::string(kWhere) + argument, Access::read, stream);
-  }
-  std::optional<TensorView> view() const { return held_ ? std::optional(held_->view()) : std::nullopt; }
-
- private:
-  std::optional<DlpackTensor> held_;
-};
-
 void channel_affine(const py::object& x, const py::object& out, const py::object& style,
                     const py::object& mean, const py::object& std, double style_weight, double content_weight,
                     double eps, const py::object& scratch, uintptr_t stream) {
   const DlpackTensor content(x, std::string(kWhere) + "x", Access::read, stream);
   const DlpackTensor result(out, std::string(kWhere) + "out", Access::write, stream);
-  const Optional of_style(style, "style", stream), of_mean(mean, "mean", stream), of_std(std, "std", stream);
+  const auto optional = [stream](const py::object& array, const char* argument) {
+    return OptionalArray(array, std::string(kWhere) + argument, Access::read, stream);
+  };
+  const OptionalArray of_style = optional(style, "style"), of_mean = optional(mean, "mean"),
+                      of_std = optional(std, "std");
   const Arguments arguments{
       content.view(), of_style.view(), of_mean.view(), of_std.view(), style_weight, content_weight, eps};
   const Params params = prepare(arguments, check(arguments), result.view());

@@ -15,7 +15,6 @@ constexpr int kThreads = 256;
 constexpr int kPlanes = 4;  // of a thread, where there is enough work without it
 constexpr int64_t kBlocksPerProcessor = 8;
 constexpr int64_t kMaxGroups = 65535;  // gridDim.y
-constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1;
 
 // Whether begin <= at < begin + length, for any begin: the difference wraps.
 __device__ __forceinline__ bool covers(int64_t begin, int64_t length, int64_t at) {

@@ -160,7 +160,7 @@ class Analysis {
     const int64_t rows = Analysis::rows(p_);
     while (begin < end) {
       const int64_t first = begin % rows, last = std::min(rows, first + end - begin);
-      enter(begin / rows / t_.strips, begin / rows % t_.strips);
+      enter(begin / rows / t_.strips, begin / rows % t_.strips, first, last);
       if (p_.ndim == 3) {
         for (int64_t k = first; k < last; ++k) volume(k);
       } else if (p_.ndim == 2) {
@@ -186,7 +186,8 @@ class Analysis {
 
   // ---- a strip of a plane
 
-  void enter(int64_t plane, int64_t strip) {
+  // For rows [first, last) of the first axis.
+  void enter(int64_t plane, int64_t strip, int64_t first, int64_t last) {
     k0_ = strip * t_.outputs;
     k1_ = std::min(last_.bands, k0_ + t_.outputs);
     left_ = 2 * k0_ - p_.stencil.offset;
@@ -205,7 +206,7 @@ class Analysis {
         return;
       }
     }
-    if constexpr (std::is_same_v<In, T>) stage(x);
+    if constexpr (std::is_same_v<In, T>) stage(x, first, last);
   }
 
   void add_pad(int64_t i) {
@@ -245,16 +246,23 @@ class Analysis {
       factor_[band] = load_as<T>(p_.scale.data, p_.scale.dtype, at + band * p_.scale.band);
   }
 
-  // Copies what the strip needs of a plane of x whose rows are not rows of memory.
-  void stage(int64_t x) {
+  // Copies what the strip needs of a plane of x whose rows are not rows of memory, for rows [first, last) of
+  // the bands' first axis.
+  void stage(int64_t x, int64_t first, int64_t last) {
     const Axis& outer = p_.axis[0];
     const bool deep = p_.ndim == 3;
     const int64_t high = p_.ndim == 1 ? 1 : outer.size, wide = deep ? p_.axis[1].size : 1;
-    for (int64_t h = 0; h < high; ++h)
+    int64_t row0 = 2 * first - p_.stencil.offset,
+            row1 = 2 * (last - 1) - p_.stencil.offset + p_.stencil.length;
+    const bool inside = p_.ndim > 1 && row0 >= 0 && row1 <= high;
+    if (p_.edge != wavelet::Edge::zero && !inside) row0 = 0, row1 = high;  // past the ends stand others
+    row0 = p_.ndim > 1 ? std::clamp<int64_t>(row0, 0, high) : 0;
+    row1 = p_.ndim > 1 ? std::clamp<int64_t>(row1, row0, high) : 1;
+    for (int64_t h = row0; h < row1; ++h)
       for (int64_t w = 0; w < wide; ++w) {
         const int64_t from = x + h * outer.x * (p_.ndim > 1) + w * p_.axis[1].x * deep;
         T* const to = staged_ + (h * wide + w) * t_.line;
-        load_run(p_.x, p_.dtype, from + c0_ * last_.x, last_.x, static_cast<int>(c1_ - c0_), to);
+        load_run(p_.x, p_.dtype, from + c0_ * last_.x, last_.x, c1_ - c0_, to);
         for (int n = 0; n < extras_; ++n)
           to[c1_ - c0_ + n] = load_as<T>(p_.x, p_.dtype, from + extra_[n] * last_.x);
       }

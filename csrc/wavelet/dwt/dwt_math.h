@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of dwt agree on: how a coefficient gets its scale, and how the CPU divides a plane.
+// How the CPU divides a plane, which the desk has to know too.
 #pragma once
 
-#include "core/lanes.h"
 #include "wavelet/dwt/dwt.h"
+#include "wavelet/strips.h"
 
 namespace fastdiff::dwt {
 namespace {
 
-template <class V>
-FASTDIFF_HD V scaled(V value, V factor, bool divide) {
-  return divide ? div(value, factor) : mul(value, factor);
-}
+using wavelet::kRegister;
+using wavelet::scaled;
 
 // The last axis is cut into strips, whose rows stay in the first-level cache. A strip's columns lie split by
 // even and odd place, from `left` = 2 k0 - o on, and after those the columns that the edge's rule brings from
@@ -28,20 +26,12 @@ struct Tiling {
   int64_t numel() const { return 4 * (2 * half + extra) + 2 * frame + staged + 3 * line; }
 };
 
-inline constexpr int64_t kStripElements = 2048;
-inline constexpr int64_t kLeastStripElements = 32;
-inline constexpr int64_t kFrameBytes = 256 * 1024;  // within the second-level cache
-inline constexpr int64_t kRegister = 16;            // elements that a row may be read too far
-
 inline Tiling tiling_of(const Params& p) {
   const wavelet::Axis& last = p.axis[p.ndim - 1];
   const int64_t length = p.stencil.length;
   const int64_t wide = p.dtype == DType::f64 ? 8 : 4;
-  int64_t limit = kStripElements;
-  if (p.ndim == 3) {
-    const int64_t fitting = (kFrameBytes / (2 * wide * p.axis[1].size) - length * p.group) / 2;
-    limit = fitting < kLeastStripElements ? kLeastStripElements : fitting < limit ? fitting : limit;
-  }
+  const int64_t frame = p.ndim == 3 ? 2 * wide * p.axis[1].size : 0;
+  const int64_t limit = wavelet::strip_elements(frame, length, p.group);
   Tiling t;
   t.strips = (last.bands * p.group + limit - 1) / limit;
   if (t.strips > last.bands) t.strips = last.bands;

@@ -11,7 +11,6 @@ namespace fastdiff::haar_patch {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1;
 
 // Where a patch is.
 struct Place {

@@ -194,7 +194,7 @@ class Synthesis {
     const int64_t pairs = units(p_);
     while (begin < end) {
       const int64_t first = begin % pairs, last = std::min(pairs, first + end - begin);
-      enter(begin / pairs / t_.strips, begin / pairs % t_.strips);
+      enter(begin / pairs / t_.strips, begin / pairs % t_.strips, first, last);
       if (p_.ndim == 3) {
         for (int64_t pair = first; pair < last; ++pair) volume(first_pair(p_) + pair);
       } else if (p_.ndim == 2) {
@@ -209,7 +209,8 @@ class Synthesis {
  private:
   // ---- a strip of a plane
 
-  void enter(int64_t plane, int64_t strip) {
+  // For pairs [first, last) of the first axis, counted from its first pair.
+  void enter(int64_t plane, int64_t strip, int64_t first, int64_t last) {
     r0_ = (folds(p_) ? 0 : first_pair(p_)) + strip * t_.pairs;
     const int64_t all =
         folds(p_) ? last_.bands + p_.stencil.length / 2 - 1 : first_pair(p_) + pairs_of(p_, last_);
@@ -235,7 +236,7 @@ class Synthesis {
         return;
       }
     }
-    if constexpr (std::is_same_v<In, T>) stage(plane, y);
+    if constexpr (std::is_same_v<In, T>) stage(plane, y, first_pair(p_) + first, first_pair(p_) + last);
   }
 
   void add_pad(int64_t k) {
@@ -260,10 +261,18 @@ class Synthesis {
     return n;
   }
 
-  // Copies what the strip needs of a plane of y, each coefficient as it enters the sums.
-  void stage(int64_t plane, int64_t y) {
+  // Copies what the strip needs of a plane of y for pairs [first, last) of the first axis, each coefficient
+  // as it enters the sums.
+  void stage(int64_t plane, int64_t y, int64_t first, int64_t last) {
     const int outer = p_.ndim - 1;
     const int64_t high = outer > 0 ? p_.axis[0].bands : 1, wide = outer > 1 ? p_.axis[1].bands : 1;
+    // Near the ends other rows come in, from the other end or folded over: all, then.
+    const int64_t reach = folds(p_) ? p_.stencil.length : 0;
+    int64_t row0 = first - p_.stencil.length / 2 + 1 - reach, row1 = last + reach;
+    const bool inside = outer > 0 && row0 >= 0 && row1 <= high;
+    if (p_.edge != wavelet::Edge::zero && !inside) row0 = 0, row1 = high;
+    row0 = outer > 0 ? std::clamp<int64_t>(row0, 0, high) : 0;
+    row1 = outer > 0 ? std::clamp<int64_t>(row1, row0, high) : 1;
     bands_.packed = true;
     bands_.base = staged_;
     bands_.stride[0] = wide * t_.packed;
@@ -274,14 +283,13 @@ class Synthesis {
       const bool apart = band == 0 && p_.approximation != nullptr;
       const int64_t plane_at =
           apart ? p_.planes.offset(kApproximation, plane) : y + band * p_.axis[p_.ndim - 1].band;
-      for (int64_t h = 0; h < high; ++h)
+      for (int64_t h = row0; h < row1; ++h)
         for (int64_t w = 0; w < wide; ++w) {
           const auto stride = [&](int a) { return apart ? p_.approximation_stride[a] : p_.axis[a].y; };
           const int64_t from = plane_at + (outer > 0 ? h * stride(0) : 0) + (outer > 1 ? w * stride(1) : 0);
           T* const to = staged_ + ((band * high + h) * wide + w) * t_.packed;
           const void* const data = apart ? p_.approximation : p_.y;
-          load_run(data, p_.dtype, from + c0_ * stride(outer), stride(outer), static_cast<int>(c1_ - c0_),
-                   to);
+          load_run(data, p_.dtype, from + c0_ * stride(outer), stride(outer), c1_ - c0_, to);
           for (int n = 0; n < extras_; ++n)
             to[c1_ - c0_ + n] = load_as<T>(data, p_.dtype, from + extra_[n] * stride(outer));
           change(to, c1_ - c0_ + extras_, band, plane);
@@ -427,10 +435,10 @@ class Synthesis {
       const Band<In> band = bands_.of(high, 0, 0);
       T* const to = row_[0] + high * t_.half + (c0_ - k0_) * p_.group;
       const int64_t g = p_.group, columns = c1_ - c0_;
-      wavelet::widen_row(band.base + (bands_.packed ? 0 : c0_ * g), columns * g, to);
+      widen_run(band.base + (bands_.packed ? 0 : c0_ * g), columns * g, to);
       for (int n = 0; n < extras_; ++n)
-        wavelet::widen_row(band.base + (bands_.packed ? columns + n : extra_[n]) * g, g,
-                           row_[0] + 2 * t_.half + high * t_.extra + n * g);
+        widen_run(band.base + (bands_.packed ? columns + n : extra_[n]) * g, g,
+                  row_[0] + 2 * t_.half + high * t_.extra + n * g);
     }
     pad_row(row_[0]);
     finish(0, x_);

@@ -323,7 +323,7 @@ void launch_axes(const Params& p, void* scratch, cudaStream_t stream) {
                           << (p.ndim - 1 - axis);
     T* const made = axis == p.ndim - 1 ? nullptr : to;
     const dim3 grid(blocks_for(count, kAxisThreads)), block(kAxisThreads);
-    if (count <= wavelet::kMaxInt32) {
+    if (count <= kMaxInt32) {
       launch(&one_axis<T, uint32_t>, grid, block, 0, stream, p, extents, axis, static_cast<uint32_t>(count),
              from, made);
     } else {

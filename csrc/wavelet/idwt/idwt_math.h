@@ -3,16 +3,14 @@
 // plane.
 #pragma once
 
-#include "core/lanes.h"
 #include "wavelet/idwt/idwt.h"
+#include "wavelet/strips.h"
 
 namespace fastdiff::idwt {
 namespace {
 
-template <class T>
-FASTDIFF_HD T scaled(T value, T factor, bool divide) {
-  return divide ? div(value, factor) : mul(value, factor);
-}
+using wavelet::kRegister;
+using wavelet::scaled;
 
 // Closer to 0 by the threshold, or if `hard` 0 below it; a NaN stays.
 template <class T>
@@ -53,20 +51,12 @@ struct Tiling {
   int64_t numel() const { return 6 * row() + 4 * frame + staged + 2 * line; }
 };
 
-inline constexpr int64_t kStripElements = 2048;
-inline constexpr int64_t kLeastStripElements = 32;
-inline constexpr int64_t kFrameBytes = 256 * 1024;  // within the second-level cache
-inline constexpr int64_t kRegister = 16;            // elements that a row may be read too far
-
 inline Tiling tiling_of(const Params& p) {
   const wavelet::Axis& last = p.axis[p.ndim - 1];
   const int64_t length = p.stencil.length;
   const int64_t wide = p.dtype == DType::f64 ? 8 : 4;
-  int64_t limit = kStripElements;
-  if (p.ndim == 3) {
-    const int64_t fitting = (kFrameBytes / (4 * wide * p.axis[1].bands) - length * p.group) / 2;
-    limit = fitting < kLeastStripElements ? kLeastStripElements : fitting < limit ? fitting : limit;
-  }
+  const int64_t frame = p.ndim == 3 ? 4 * wide * p.axis[1].bands : 0;
+  const int64_t limit = wavelet::strip_elements(frame, length, p.group);
   Tiling t;
   // Where the ends are folded over, all pairs that any coefficient is a part of.
   const int64_t all = folds(p) ? last.bands + length / 2 - 1 : pairs_of(p, last);

@@ -22,18 +22,6 @@ constexpr const char* kScratchDoc = "Bytes of device memory that idwt needs for 
 
 constexpr const char* kWhere = "fastdiff::idwt: ";
 
-// An array that may be none.
-class Optional {
- public:
-  Optional(const py::object& array, const char* argument, uintptr_t stream) {
-    if (!array.is_none()) held_.emplace(array, std::string(kWhere) + argument, Access::read, stream);
-  }
-  std::optional<TensorView> view() const { return held_ ? std::optional(held_->view()) : std::nullopt; }
-
- private:
-  std::optional<DlpackTensor> held_;
-};
-
 std::vector<int64_t> spatial_size(const TensorView& out, int64_t ndim) {
   const int64_t count = std::clamp<int64_t>(ndim, 0, out.rank);
   return {out.sizes + out.rank - count, out.sizes + out.rank};
@@ -44,8 +32,11 @@ void idwt(const py::object& y, const py::object& out, const std::vector<double>&
           const py::object& approximation, const py::object& scratch, uintptr_t stream) {
   const DlpackTensor bands(y, std::string(kWhere) + "y", Access::read, stream);
   const DlpackTensor result(out, std::string(kWhere) + "out", Access::write, stream);
-  const Optional of_scale(scale, "scale", stream), of_threshold(threshold, "threshold", stream),
-      first(approximation, "approximation", stream);
+  const auto optional = [stream](const py::object& array, const char* argument) {
+    return OptionalArray(array, std::string(kWhere) + argument, Access::read, stream);
+  };
+  const OptionalArray of_scale = optional(scale, "scale"), of_threshold = optional(threshold, "threshold"),
+                      first = optional(approximation, "approximation");
   const std::vector<int64_t> size = spatial_size(result.view(), ndim);
   const Arguments arguments{bands.view(),        taps, ndim,        edge, size, of_scale.view(), divide,
                             of_threshold.view(), hard, first.view()};

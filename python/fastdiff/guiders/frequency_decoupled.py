@@ -128,7 +128,10 @@ class FrequencyDecoupled(Banded):
                 return merged.to(cond.dtype)
             return rescaled(constants, cond, combined([merged, cond], constants.subtract, wide))
         difference = combined([cond, uncond], constants.subtract, wide)
-        scaled = [band.mul_(w) for w, band in zip(weights, self.split(difference), strict=True)]
+        scaled = [
+            band.mul_(w) if w else band.zero_()  # unguided: not even a NaN there counts
+            for w, band in zip(weights, self.split(difference), strict=True)
+        ]
         update = self._merge_like(cond, scaled)
         if self.rescale:
             return rescaled(constants, cond, update)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdiff.wavelet._filters import Wavelet, band_size, edge_of, filter_bank, max_level
 from fastdiff.wavelet.dwt import dwt
-from fastdiff.wavelet.idwt import idwt
+from fastdiff.wavelet.idwt import SHRINKS, idwt
 
 
 def wavedec(
@@ -32,6 +32,7 @@ def wavedec(
 
     Raises: as :func:`dwt`; ValueError for a negative level.
     """
+    _check(x, wavelet, ndim, mode, "x")
     if level is None:
         level = max_level(x.shape[-ndim:], wavelet)
     if level < 0:
@@ -54,7 +55,7 @@ def waverec(
     threshold: Sequence[Tensor] | Tensor | None = None,
     shrink: str = "soft",
 ) -> Tensor:
-    """The inverse of :func:`wavedec`: ``pywt.waverecn``, its thresholding included.
+    """The inverse of :func:`wavedec`: ``pywt.waverecn``, with ``pywt.threshold`` of all details before it.
 
     One pass of :func:`idwt` per level, which reads approximation and details from their two tensors.
 
@@ -71,6 +72,14 @@ def waverec(
     Raises: as :func:`idwt`; ValueError where there is not one threshold per level.
     """
     x, *details = coefficients
+    _check(x, wavelet, ndim, mode, "coefficients[0]")
+    if shrink not in SHRINKS:
+        raise ValueError(f"fastdiff: shrink must be one of {', '.join(SHRINKS)}, got {shrink!r}")
+    if size is not None and not details and list(size) != list(x.shape[-ndim:]):
+        raise ValueError(
+            f"fastdiff: size must be that of the approximation where there are no details, {list(x.shape[-ndim:])}, "
+            f"got {list(size)}"
+        )
     thresholds = (
         [threshold] * len(details) if threshold is None or isinstance(threshold, Tensor) else threshold
     )
@@ -99,6 +108,18 @@ def waverec(
             approximation=x,
         )
     return x
+
+
+def _check(x: Tensor, wavelet: Wavelet, ndim: int, mode: str, argument: str) -> None:
+    """What dwt and idwt check, for the calls in which there is no level to run them."""
+    if ndim not in (1, 2, 3):
+        raise RuntimeError(f"fastdiff: ndim must be 1, 2 or 3, got {ndim}")
+    if x.dim() < ndim:
+        raise RuntimeError(
+            f"fastdiff: {argument} must have at least {ndim} dimensions, got shape {list(x.shape)}"
+        )
+    filter_bank(wavelet)
+    edge_of(mode)
 
 
 def _with_approximation(threshold: Tensor | None, ndim: int) -> Tensor | None:

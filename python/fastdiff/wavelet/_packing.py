@@ -24,8 +24,8 @@ def pack_subbands(
 ) -> Tensor:
     """The bands of one level as channels, each divided by its scale, padded with zeros to the network's grid.
 
-    One pass of :func:`dwt`; the channels are a view of its result. ``bior2.4`` with "periodization" makes ``[B, 2, 81,
-    120]`` into ``[B, 8, 64, 64]``: bands of 41 × 60 in a grid of 64 × 64.
+    One pass of :func:`dwt`; the channels are a view of its result (of a channels_last one, a copy). ``bior2.4`` with
+    "periodization" makes ``[B, 2, 81, 120]`` into ``[B, 8, 64, 64]``: bands of 41 × 60 in a grid of 64 × 64.
 
     Args:
         x: ``[*, C, *spatial]``, as for :func:`dwt`.
@@ -40,6 +40,7 @@ def pack_subbands(
 
     Source: Hu et al. 2025, section 3.2; per-band constants and grids as in its published code.
     """
+    _check_channels("pack_subbands", "x", x, ndim)
     channels = x.shape[-1 - ndim]
     y = dwt(x, wavelet, ndim=ndim, mode=mode, scale=_by_band(scale, channels, ndim), grid=grid)
     return y.flatten(-2 - ndim, -1 - ndim)
@@ -65,6 +66,7 @@ def unpack_subbands(
 
     Raises: as :func:`idwt`; RuntimeError where the channels are not whole sets of bands.
     """
+    _check_channels("unpack_subbands", "y", y, ndim)
     channels, rest = divmod(y.shape[-1 - ndim], 2**ndim)
     if rest:
         raise RuntimeError(
@@ -72,6 +74,13 @@ def unpack_subbands(
         )
     bands = y.unflatten(-1 - ndim, (channels, 2**ndim))
     return idwt(bands, wavelet, ndim=ndim, mode=mode, size=size, scale=_by_band(scale, channels, ndim))
+
+
+def _check_channels(function: str, argument: str, t: Tensor, ndim: int) -> None:
+    if t.dim() <= ndim:
+        raise RuntimeError(
+            f"fastdiff.{function}: {argument} must have channels and {ndim} spatial dimensions, got {list(t.shape)}"
+        )
 
 
 def _by_band(scale: Tensor | None, channels: int, ndim: int) -> Tensor | None:
@@ -109,7 +118,7 @@ def upsample_subbands(
         RuntimeError: sizes that do not fit each other.
 
     Source: Hu et al. 2025, section 3.3 (multi-resolution training); the nearest rule is that of
-    ``torch.nn.functional.interpolate(mode="nearest")``.
+    ``torch.nn.functional.interpolate(mode="nearest")`` without the rounding of its ratio.
     """
     grid = size if grid is None else grid
     if not (len(bands) == len(size) == len(grid) == ndim):
@@ -117,6 +126,8 @@ def upsample_subbands(
             f"fastdiff.upsample_subbands: bands, size and grid must have {ndim} numbers each, got {list(bands)}, "
             f"{list(size)} and {list(grid)}"
         )
+    if y.dim() < ndim:
+        raise RuntimeError(f"fastdiff.upsample_subbands: y must have {ndim} dimensions, got {list(y.shape)}")
     fits = zip(bands, y.shape[-ndim:], size, grid, strict=True)
     if not all(1 <= k <= there and 1 <= n <= g for k, there, n, g in fits):
         raise RuntimeError(

@@ -134,9 +134,10 @@ def dwt(
     Raises:
         RuntimeError: a wrong dtype, shape, device or overlap. Nothing is written then.
         ValueError, ImportError: an unknown wavelet or mode; PyWavelets is missing.
+        NotImplementedError: gradients are asked for with ``out=``.
 
-    Gradients: with respect to x, the exact adjoint (not the inverse: they differ for biorthogonal wavelets), itself
-    one pass of :func:`idwt`, of any order; and with respect to ``scale``, which then divides in a pass of its own.
+    Gradients, of any order: with respect to x, the exact adjoint (not the inverse: they differ for biorthogonal
+    wavelets), one pass of :func:`idwt`; and with respect to ``scale``, for which x is transformed once more.
 
     Source: Mallat 1989; the conventions are those of PyWavelets. Per-band scale and padding are those of Hu et al. 2025
     (Wavelet Diffusion Neural Operator), which divides by a constant for each channel.
@@ -155,9 +156,11 @@ def transform(
     out: Tensor | None = None,
 ) -> Tensor:
     """:func:`dwt` by taps, its scale multiplied or divided by; with gradients."""
-    if torch.is_grad_enabled() and (x.requires_grad or (scale is not None and scale.requires_grad)):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, out)):
         if out is not None:
-            raise RuntimeError("fastdiff::dwt: out cannot be given where gradients are recorded")
+            raise NotImplementedError(
+                "fastdiff.dwt: out= does not record gradients; detach the tensors or omit out"
+            )
         from fastdiff.wavelet.dwt_grad import differentiable_dwt
 
         return differentiable_dwt(x, bank, scale, divide, grid)

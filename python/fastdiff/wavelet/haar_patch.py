@@ -109,7 +109,7 @@ def haar_patch(
     Source: NVIDIA 2025, Cosmos World Foundation Model Platform for Physical AI (the wavelet space of its tokenizer);
     ``CosmosPatchEmbed3d`` of diffusers, ``patch_method="haar"``.
     """
-    if torch.is_grad_enabled() and x.requires_grad:
+    if torch.is_grad_enabled() and (x.requires_grad or (out is not None and out.requires_grad)):
         from fastdiff.wavelet.haar_patch_grad import differentiable_haar_patch
 
         if out is not None:

@@ -107,7 +107,9 @@ def idwt(
 
     and :math:`g[n + L/2 - 1 - 2k]`, k modulo K, in mode "periodization"; in the other modes the inverse is the same.
     The numbers are those of ``pywt.idwtn``. All bands are read once and x is written once, with sums as in
-    :func:`dwt`: the same bits everywhere. Before the sums, coefficients may be multiplied by ``scale`` and then shrunk:
+    :func:`dwt`: the same bits everywhere. (On the CPU a scale, a threshold or bands without contiguous rows take a copy
+    of the bands in the thread's memory first.) Before the sums, coefficients may be multiplied by ``scale`` and then
+    shrunk:
 
     .. math::
         c' = \operatorname{sign}(c) \max(|c| - t, 0) \ \text{(soft)}, \qquad c' = c\,[|c| \ge t] \ \text{(hard)}
@@ -133,9 +135,11 @@ def idwt(
     Raises:
         RuntimeError: a wrong dtype, shape, device or overlap. Nothing is written then.
         ValueError, ImportError: an unknown wavelet, mode or shrink; PyWavelets is missing.
+        NotImplementedError: gradients are asked for with ``out=``.
 
-    Gradients: with respect to y and approximation, the exact adjoint, one pass of :func:`dwt`, of any order. With a
-    threshold, or where ``scale`` records gradients too, those are applied by PyTorch, in passes of their own.
+    Gradients: with respect to all tensors, of any order. Those of y and approximation are the exact adjoint, one pass
+    of :func:`dwt`; with a threshold, or where ``scale`` records gradients too, PyTorch multiplies its result. A soft
+    threshold of 0 shrinks nothing, and its own gradient is then that of a larger one.
 
     Source: as for :func:`dwt`. Trap: for biorthogonal wavelets this is not the adjoint of :func:`dwt`.
     """
@@ -163,10 +167,12 @@ def transform(
     out: Tensor | None = None,
 ) -> Tensor:
     """:func:`idwt` by taps, its scale multiplied or divided by, for any edge: the adjoint of dwt's; with gradients."""
-    given = (y, scale, threshold, approximation)
+    given = (y, scale, threshold, approximation, out)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         if out is not None:
-            raise RuntimeError("fastdiff::idwt: out cannot be given where gradients are recorded")
+            raise NotImplementedError(
+                "fastdiff.idwt: out= does not record gradients; detach the tensors or omit out"
+            )
         from fastdiff.wavelet.idwt_grad import differentiable_idwt
 
         return differentiable_idwt(y, bank, size, scale, divide, threshold, hard, approximation)
@@ -184,7 +190,7 @@ def shrunk(c: Tensor, threshold: Tensor, hard: bool) -> Tensor:
     """The coefficients after thresholding; a NaN stays."""
     if hard:
         return torch.where(c.abs() < threshold, torch.zeros_like(c), c)
-    return torch.where(c.abs() <= threshold, torch.zeros_like(c), c - torch.copysign(threshold, c))
+    return torch.where(c.abs() <= threshold, torch.zeros_like(c), c - c.sign() * threshold)
 
 
 def first_of(coefficients: Tensor, sizes: Sequence[int]) -> Tensor:

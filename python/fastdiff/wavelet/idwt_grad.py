@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.wavelet.dwt import Bank
+from fastdiff.wavelet.dwt_grad import at_least_float, factor_of, numbers_gradient
 
 
 def differentiable_idwt(
@@ -23,22 +24,7 @@ def differentiable_idwt(
     approximation: Tensor | None,
 ) -> Tensor:
     """:func:`fastdiff.wavelet.idwt.transform` with gradients to its tensors."""
-    if threshold is None and not (scale is not None and scale.requires_grad):
-        return _synthesise(y, approximation, scale, bank, tuple(size), divide)
-    from fastdiff.wavelet.idwt import first_of, shrunk
-
-    ones = (1,) * bank.ndim
-    if approximation is not None:
-        both = tuple(map(min, y.shape[-bank.ndim :], approximation.shape[-bank.ndim :]))
-        low, high = (first_of(t, both) for t in (approximation, y))
-        y = torch.cat([low.unsqueeze(-1 - bank.ndim), high], dim=-1 - bank.ndim)
-    c = y if y.dtype == torch.float64 else y.float()
-    if scale is not None:
-        factor = scale.to(c.dtype).reshape(*scale.shape, *ones)
-        c = c / factor if divide else c * factor
-    if threshold is not None:
-        c = shrunk(c, threshold.to(c.dtype).reshape(*threshold.shape, *ones).expand(c.shape), hard)
-    return _synthesise(c, None, None, bank, tuple(size), False).to(y.dtype)
+    return _synthesise(y, approximation, scale, threshold, bank, tuple(size), divide, hard)
 
 
 class _Synthesis(torch.autograd.Function):
@@ -47,34 +33,79 @@ class _Synthesis(torch.autograd.Function):
         y: Tensor,
         approximation: Tensor | None,
         scale: Tensor | None,
+        threshold: Tensor | None,
         bank: Bank,
         size: tuple[int, ...],
         divide: bool,
+        hard: bool,
     ) -> Tensor:
-        x: Tensor = torch.ops.fastdiff.idwt.default(y, *bank, size, scale, divide, None, False, approximation)
+        x: Tensor = torch.ops.fastdiff.idwt.default(
+            y, *bank, size, scale, divide, threshold, hard, approximation
+        )
         return x
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        y, approximation, scale, bank, _, divide = inputs
-        ctx.save_for_backward(scale)
-        ctx.bank, ctx.divide = bank, divide
-        ctx.grid = tuple(y.shape[-bank.ndim :])
-        ctx.approximation_grid = None if approximation is None else tuple(approximation.shape[-bank.ndim :])
+        y, approximation, scale, threshold, bank, size, divide, hard = inputs
+        ctx.bank, ctx.size, ctx.divide, ctx.hard = bank, size, divide, hard
+        ctx.grids = [None if t is None else tuple(t.shape[-bank.ndim :]) for t in (y, approximation)]
+        ctx.is_linear = threshold is None and not ctx.needs_input_grad[2]
+        ctx.save_for_backward(scale, *((None,) * 3 if ctx.is_linear else (threshold, y, approximation)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         from fastdiff.wavelet.dwt import transform
 
-        (scale,) = ctx.saved_tensors
-        if ctx.approximation_grid is None:
-            return (transform(grads[0], ctx.bank, scale, ctx.divide, ctx.grid), *(None,) * 5)
-        grid = tuple(map(max, ctx.grid, ctx.approximation_grid))
-        both = transform(grads[0], ctx.bank, scale, ctx.divide, grid)
-        low, high = both.split([1, both.shape[-1 - ctx.bank.ndim] - 1], dim=-1 - ctx.bank.ndim)
-        high = high[(..., *(slice(n) for n in ctx.grid))]
-        low = low.squeeze(-1 - ctx.bank.ndim)[(..., *(slice(n) for n in ctx.approximation_grid))]
-        return (high, low, *(None,) * 4)
+        bank, (x,) = ctx.bank, grads
+        scale, threshold, y, approximation = ctx.saved_tensors
+        of_scale = of_threshold = None
+        if ctx.is_linear:
+            grid = tuple(map(max, ctx.grids[0], ctx.grids[1] or ctx.grids[0]))
+            of_bands = transform(x, bank, scale, ctx.divide, grid)
+        else:
+            of_bands = transform(at_least_float(x), bank)
+            values = at_least_float(_bands(y, approximation, of_bands.shape[-bank.ndim :]))
+            factor = None if scale is None else factor_of(scale, bank.ndim, values.dtype, ctx.divide)
+            if threshold is not None:
+                c = values if factor is None else values * factor
+                shut = _is_shut(c, factor_of(threshold, bank.ndim, c.dtype), ctx.hard)
+                of_bands = of_bands.masked_fill(shut, 0)
+                if ctx.needs_input_grad[3] and not ctx.hard:
+                    of_threshold = numbers_gradient(of_bands, -c.sign(), threshold, bank.ndim)
+            if ctx.needs_input_grad[2]:
+                of_scale = numbers_gradient(of_bands, values, scale, bank.ndim, ctx.divide)
+            of_bands = of_bands if factor is None else of_bands * factor
+        of_y, of_approximation = _split(of_bands.to(x.dtype), *ctx.grids)
+        return (of_y, of_approximation, of_scale, of_threshold, *(None,) * 4)
+
+
+def _fitted(t: Tensor, size: Sequence[int]) -> Tensor:
+    """The first so many along the last dimensions, with zeros after them where there are fewer."""
+    margins = [m for n, there in zip(size, t.shape[-len(size) :], strict=True) for m in (n - there, 0)]
+    return torch.nn.functional.pad(t, margins[::-1])
+
+
+def _bands(y: Tensor, approximation: Tensor | None, size: Sequence[int]) -> Tensor:
+    """All bands as one tensor [*, 2**ndim, *size]."""
+    y = _fitted(y, size)
+    if approximation is None:
+        return y
+    return torch.cat([_fitted(approximation, size).unsqueeze(-1 - len(size)), y], dim=-1 - len(size))
+
+
+def _split(
+    bands: Tensor, size: Sequence[int], approximation: Sequence[int] | None
+) -> tuple[Tensor | None, ...]:
+    """The way back: what belongs to y and what to the approximation, each of its own size."""
+    if approximation is None:
+        return _fitted(bands, size), None
+    low, high = bands.split([1, bands.shape[-1 - len(size)] - 1], dim=-1 - len(size))
+    return _fitted(high, size), _fitted(low.squeeze(-1 - len(size)), approximation)
+
+
+def _is_shut(c: Tensor, threshold: Tensor, hard: bool) -> Tensor:
+    """Where the threshold makes a 0: not where c is NaN, and nowhere if it is 0 itself."""
+    return c.abs() < threshold if hard else (c.abs() <= threshold) & (threshold > 0)
 
 
 _synthesise: Callable[..., Tensor] = _Synthesis.apply

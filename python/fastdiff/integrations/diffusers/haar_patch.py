@@ -17,9 +17,9 @@ def use_fast_haar_patch(model: nn.Module) -> int:
     """Let the patch embedders and unpatchers inside a model of diffusers run as one native pass each.
 
     Every ``CosmosPatchEmbed3d`` and ``CosmosUnpatcher3d`` with ``patch_method="haar"`` and a patch size of 1, 2, 4 or 8
-    is replaced by a module of a subclass that differs in nothing but how it computes its result. They hold no
-    parameters and no saved buffers: state dicts stay what they are. Videos that are not a whole number of patches,
-    which diffusers pads with mirrored pixels, are left to its code.
+    becomes one of a subclass that differs in nothing but how it computes its result: hooks and all else that is
+    attached to it stay. Videos that are not a whole number of patches, which diffusers pads with mirrored pixels, are
+    left to its code.
 
         use_fast_haar_patch(pipe.vae)  # 2: one in the encoder, one in the decoder
 
@@ -27,22 +27,20 @@ def use_fast_haar_patch(model: nn.Module) -> int:
         model: a module that contains them, such as ``AutoencoderKLCosmos``; changed in place.
 
     Returns:
-        How many were replaced; 0 where there are none (any more).
+        How many there were; 0 where there are none (any more).
 
     Raises:
         ImportError: diffusers is not installed, or is older than its Cosmos autoencoder.
     """
     subclasses = _subclasses()
-    count = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            subclass = subclasses.get(type(child))
-            if subclass is None or child.patch_method != "haar" or child.patch_size not in _PATCHES:
-                continue
-            fast = subclass(child.patch_size, child.patch_method).to(child.wavelets.device)
-            setattr(parent, name, fast.train(child.training))
-            count += 1
-    return count
+    found = [
+        module
+        for module in model.modules()
+        if type(module) in subclasses and module.patch_method == "haar" and module.patch_size in _PATCHES
+    ]
+    for module in found:
+        module.__class__ = subclasses[type(module)]  # hooks and all that is attached to it stay
+    return len(found)
 
 
 @functools.cache
