@@ -231,6 +231,22 @@ def test_ldmatrix(values: Library) -> None:
     np.testing.assert_array_equal(out[1], transposed.reshape(4, 64).view(np.uint32))
 
 
+def test_pairs_and_powers(values: Library) -> None:
+    x = np.array(
+        [0.0, -1.0, 1 / 3, -2.5, 65504, -3e38, np.inf, -np.inf, np.nan, -126, -127], dtype=np.float32
+    )
+    out = np.zeros((3, len(x)), dtype=np.uint32)
+    values("run_pairs_and_powers", x, out, len(x))
+    with np.errstate(over="ignore"):
+        halves = np.stack([x.astype(np.float16), np.ones(len(x), np.float16)], 1)
+    np.testing.assert_array_equal(out[0].view(np.float16).reshape(-1, 2), halves)
+    assert np.all(out[1] & 0xFFFF == 0x3F80)
+    np.testing.assert_allclose((out[1] & 0xFFFF0000).view(np.float32)[:5], x[:5], rtol=2**-8)
+    with np.errstate(over="ignore"):
+        powers = np.where(x < -126, np.float32(0), np.exp2(x))
+    np.testing.assert_allclose(out[2].view(np.float32), powers, rtol=2**-22)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_block_sum(values: Library, seed: int) -> None:
     x = np.arange(1000, dtype=np.float32)

@@ -103,6 +103,17 @@ FASTDIFF_HD T if_zero(T c, T a, T b) {
   return c == T(0) ? a : b;
 }
 
+// where not x < limit (where x is NaN too): y, else 0
+template <class T>
+FASTDIFF_HD T unless_below(T limit, T x, T y) {
+  return x < limit ? T(0) : y;
+}
+// lane l: a where bit l of the word is set, else b
+template <class T>
+FASTDIFF_HD T where_bits(uint32_t word, T a, T b) {
+  return word & 1u ? a : b;
+}
+
 FASTDIFF_HD uint32_t add(uint32_t a, uint32_t b) {
   return a + b;
 }

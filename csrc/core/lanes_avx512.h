@@ -36,6 +36,15 @@ inline __m512 at_most(__m512 hi, __m512 y) {
 inline __m512 if_zero(__m512 c, __m512 a, __m512 b) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(c, _mm512_setzero_ps(), _CMP_EQ_OQ), b, a);
 }
+inline __m512 unless_below(__m512 limit, __m512 x, __m512 y) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), y);
+}
+inline __m512 where_bits(uint32_t word, __m512 a, __m512 b) {
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(word), b, a);
+}
+inline __m512d where_bits(uint32_t word, __m512d a, __m512d b) {
+  return _mm512_mask_blend_pd(static_cast<__mmask8>(word), b, a);
+}
 inline __m512d fma_(__m512d a, __m512d b, __m512d c) {
   return _mm512_fmadd_pd(a, b, c);
 }

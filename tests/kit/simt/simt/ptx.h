@@ -3,10 +3,12 @@
 #pragma once
 
 #include <bit>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#include "core/dtype.h"
 #include "simt/machine.h"
 #include "simt/vector_types.h"
 
@@ -164,6 +166,18 @@ inline void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t 
                             simt::Site site = simt::Site::current()) {
   simt::matrix_multiply<int8_t, int64_t, int>("mma_m16n8k32_s8", {d, a, b}, site,
                                               [](int8_t value) -> int64_t { return value; });
+}
+
+inline uint32_t pack_f16(float low, float high) {
+  return to_half(low).bits | uint32_t{to_half(high).bits} << 16;
+}
+inline uint32_t pack_bf16(float low, float high) {
+  return to_bfloat16(low).bits | uint32_t{to_bfloat16(high).bits} << 16;
+}
+// NOTE: exact here.
+inline float exp2_approx(float x) {
+  const float y = std::exp2(x);
+  return y < FLT_MIN ? 0.0f : y;
 }
 
 }  // namespace fastdiff::ptx

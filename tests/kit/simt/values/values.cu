@@ -82,6 +82,14 @@ __global__ void load_matrices(const uint16_t* in, uint32_t* out) {
   }
 }
 
+// out[3, n]: x rounded to pairs of fp16 and of bf16 with 1, and 2^x.
+__global__ void pairs_and_powers(const float* x, uint32_t* out, int n) {
+  const int i = static_cast<int>(threadIdx.x);
+  out[i] = ptx::pack_f16(x[i], 1.0f);
+  out[n + i] = ptx::pack_bf16(1.0f, x[i]);
+  out[2 * n + i] = __float_as_uint(ptx::exp2_approx(x[i]));
+}
+
 // ---- blocks: reductions and a tiled product
 // -------------------------------------------------------------------------
 
@@ -195,6 +203,10 @@ EXPORT(run_mma_s8, (const int8_t* a, const int8_t* b, int* d)) {
 }
 EXPORT(run_load_matrices, (const uint16_t* in, uint32_t* out)) {
   return error_of([=] { fastdiff::launch(load_matrices, 1, 32, 0, nullptr, in, out); });
+}
+EXPORT(run_pairs_and_powers, (const float* x, uint32_t* out, int n)) {
+  return error_of(
+      [=] { fastdiff::launch(pairs_and_powers, 1, static_cast<unsigned>(n), 0, nullptr, x, out, n); });
 }
 EXPORT(run_block_sum, (const float* x, float* y, int n)) {
   return error_of(
