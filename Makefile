@@ -6,6 +6,7 @@ TORCH  ?= 2.13.0
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+TEST_JOBS ?= 2
 
 # What is built here runs here: machine code for this machine's GPU (all of Hopper's instructions, if it is one), or,
 # where there is none, code for every GPU from Ampere on. `pip install .`, which knows no machine, takes a longer list.
@@ -43,6 +44,7 @@ help:
 	@echo
 	@echo "Variables: TORCH=$(TORCH)  PYTHON=$(PYTHON)  VENV=$(VENV)"
 	@echo "           ARGS='...'  more arguments for fastdiff bench, fastdiff demo or pytest"
+	@echo "           TEST_JOBS=$(TEST_JOBS)  processes that run tests, of two threads each"
 	@echo "           FASTDIFF_CUDA=0|1  TORCH_CUDA_ARCH_LIST='$(TORCH_CUDA_ARCH_LIST)'  MAX_JOBS=2  see setup.py"
 
 bench: $(STAMPS)/wheel $(STAMPS)/extra-bench
@@ -52,7 +54,7 @@ demo: $(STAMPS)/wheel $(STAMPS)/extra-demo
 	$(VENV)/bin/fastdiff demo $(ARGS)
 
 test: $(STAMPS)/wheel $(STAMPS)/extra-test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadgroup $(ARGS)
 
 wheel: $(STAMPS)/wheel
 

@@ -13,6 +13,13 @@ def _few_threads() -> None:
     torch.set_num_threads(2)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need much memory come one after the other: all in one process."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("slow"))
+
+
 def pytest_report_header() -> list[str]:
     import fastdiff
 
