@@ -27,6 +27,7 @@ EXPECTED = {
     "numpy_arrays": r"largest difference from NumPy [0-9]e-0[78]\n.*\n.*torch imported: False",
     "per_request_seeds": r"(.*same bits True\n){4}",
     "replace_diffusers_step": r"fastdiff: relative error \d\.\de-0[6-9]|diffusers is not installed",
+    "sparse_attention": r"2 attention modules compute \d\d% of the blocks, 8% .*\n.*by \d+\.\d%\n.*shows which",
     "wavelet_denoising": r"error [0-9]\.\de-0[67]\nnoisy 20\.0 dB, denoised 23\.\d dB\nsaved wavelet-denoising.png",
     "sample_gaussian": r"80 steps: mean 0\.7\d+, std 0\.20\d+, largest error \d\.\de-03",
 }
@@ -35,6 +36,7 @@ EXPECTED = {
 NEEDED = {
     "adaptive_guidance": ["safetensors"],
     "guidance_methods": ["safetensors", "matplotlib"],
+    "sparse_attention": ["matplotlib"],
     "wavelet_denoising": ["matplotlib", "PIL", "pywt", "sklearn"],
 }
 

@@ -39,11 +39,13 @@ SHORT = {
     "complex64": "complex64",
 }
 PROMISES = """\
-Every op, for every dtype: the same bits on all of these backends, for any number of threads and any strides;
-functional, `out=`, and in place where a result is like an input (without torch: into given arrays); one graph under
-`torch.compile`, `torch.export`, CUDA graphs; no host sync, and no allocation outside torch's allocator; a clear error
-before anything is written. `tests/test_contract.py` is this list as tests, except for CUDA graphs and syncs, which
-`tests/cuda/test_cuda.py` tests where there is a GPU."""
+Every op, for every dtype: the same bits on all of these backends (attention: on every instruction set of the CPU; CUDA
+adds in another order), for any number of threads and any strides; functional, `out=`, and in place where a result is
+like an input (without torch: into given arrays); one graph under `torch.compile`, `torch.export`, CUDA graphs; no host
+sync, and no allocation outside torch's allocator; a clear error before anything is written.
+
+`tests/test_contract.py` is this list as tests, except for CUDA graphs and syncs, which `tests/cuda/test_cuda.py` tests
+where there is a GPU."""
 UNTRIED = """\
 No GPU has run these files. The tests run them on the CPU, under the emulator described in [design.md](design.md), which
 shows logic and bounds but neither speed nor the memory model."""

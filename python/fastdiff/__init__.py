@@ -5,9 +5,19 @@ Operators are ``torch.ops.fastdiff.*``, with thin wrappers of the same names her
 into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs it.
 """
 
-from fastdiff import _native, guidance, planners, schedules, wavelet
+from fastdiff import _native, attention, guidance, planners, schedules, wavelet
 from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
+from fastdiff.attention import (
+    AttentionPlan,
+    SparseAttention,
+    block_sparse_attention,
+    block_sparse_attention_backward,
+    cached_residual_add,
+    sparse_attention,
+    tile_order,
+    token_attention,
+)
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 from fastdiff.wavelet import (
@@ -31,7 +41,13 @@ _native.load()
 __all__ = [
     "DWT",
     "IDWT",
+    "AttentionPlan",
+    "SparseAttention",
     "__version__",
+    "attention",
+    "block_sparse_attention",
+    "block_sparse_attention_backward",
+    "cached_residual_add",
     "channel_affine",
     "dwt",
     "dynamic_threshold",
@@ -49,6 +65,9 @@ __all__ = [
     "planners",
     "scaled_error_norm",
     "schedules",
+    "sparse_attention",
+    "tile_order",
+    "token_attention",
     "unpack_subbands",
     "upsample_subbands",
     "use_isa",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.kit.ops import Op
 from tests.kit.simt.worker import SimtWorker
-from tests.kit.trees import map_tensors
+from tests.kit.trees import moved
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
@@ -59,7 +59,7 @@ def run(op: Op, case: Case, backend: str) -> tuple[Tensor, ...]:
     if backend == "simt":
         return run_simt(op, case)
     if backend == "cuda":
-        args, kwargs = map_tensors((case.args, case.kwargs), lambda t: t.cuda())
+        args, kwargs = moved((case.args, case.kwargs), "cuda")
         return tuple(t.cpu() for t in op(*args, **kwargs))
     with instruction_set(backend.removeprefix("cpu-")):
         return op(*case.args, **case.kwargs)

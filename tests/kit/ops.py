@@ -4,6 +4,7 @@
 Besides ``cases()`` and ``reference()``, a module says what is particular to its operator:
 
     IN_PLACE = False        ``out`` must not share memory with an input (default: it may be exactly one of them)
+    SAME_BITS = False       CUDA adds in another order than the CPU (default: all backends give the same bits)
     tolerance(*args, **kwargs)  ``scale`` and ``terms`` of :func:`tests.kit.compare.assert_close` for one call
 """
 
@@ -87,6 +88,16 @@ class Op:
     def is_differentiable(self) -> bool:
         """Its gradients are in a file of their own."""
         return importlib.util.find_spec(f"{self.module.__name__}_grad") is not None
+
+    @property
+    def gives_the_same_bits(self) -> bool:
+        """On the CPU and on CUDA; all instruction sets of the CPU agree in any case."""
+        return bool(getattr(self.module, "SAME_BITS", True))
+
+    @property
+    def gradient_orders(self) -> int:
+        """1: gradients of gradients are not defined."""
+        return int(getattr(importlib.import_module(f"{self.module.__name__}_grad"), "ORDERS", 2))
 
     def tolerance(self, case: Case) -> dict[str, float]:
         """By how much a result may differ from the reference: see the head of this file."""

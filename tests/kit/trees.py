@@ -23,6 +23,17 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def moved(value: Any, device: str) -> Any:
+    """The same nested lists, tuples and dicts with every tensor, and all else that can move, on a device."""
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(moved(item, device) for item in value)
+    return value
+
+
 def tensors_of(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested lists, tuples and dicts."""
     if isinstance(value, Tensor):

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastdiff.integrations.diffusers._options import MAPPERS, Options
 from fastdiff.integrations.diffusers.haar_patch import use_fast_haar_patch
+from fastdiff.integrations.diffusers.sparse_attention import use_sparse_attention
 
 if TYPE_CHECKING:
     from fastdiff.planners import Plan
 
-__all__ = ["plan_from", "reproducible", "use_fast_haar_patch"]
+__all__ = ["plan_from", "reproducible", "use_fast_haar_patch", "use_sparse_attention"]
 
 # Each module of this package that is about schedulers registers the classes of one planner.
 for _module in pkgutil.iter_modules(__path__):

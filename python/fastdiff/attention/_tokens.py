@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of some tokens over some others."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from fastdiff.attention._plan import AttentionPlan
+from fastdiff.attention.block_sparse_attention import block_sparse_attention
+
+
+def token_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_index: Tensor | None = None,
+    kv_index: Tensor | None = None,
+    *,
+    plan: AttentionPlan | None = None,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of the queries of a list over the keys and values of another, which are read where they are.
+
+    Equivalent to ``block_sparse_attention(q[:, :, q_index], k[:, :, kv_index], v[:, :, kv_index], plan)`` without the
+    three
+    copies: masked transformers (MDT, ITA-MDT), and the few tokens that are left of many (FlexDiT).
+
+    Args:
+        q: ``[B, H, N, D]``, as for :func:`block_sparse_attention`.
+        k, v: ``[B, H_kv, N', D]``.
+        q_index: int64 ``[B or 1, M_q]``, which queries; default: all.
+        kv_index: int64 ``[B or 1, M_kv]``, which keys and values; default: all.
+        plan: of the M_q queries and M_kv keys; default: all see all.
+        scale: of the scores; default: 1/√D.
+        bias: added to the scores of the M_q queries and M_kv keys, as for :func:`block_sparse_attention`.
+
+    Returns:
+        out ``[B, H, M_q, D]`` and lse ``[B, H, M_q]``.
+
+    Raises: as :func:`block_sparse_attention`.
+
+    Differentiable with respect to q, k, v and a bias of keys, once; tokens of no list have gradient 0.
+    """
+    if plan is None:
+        counts = [t.shape[2] if n is None else n.shape[-1] for t, n in ((q, q_index), (k, kv_index))]
+        plan = _all(*counts, q.device)
+    return block_sparse_attention(q, k, v, plan, scale=scale, bias=bias, q_index=q_index, kv_index=kv_index)
+
+
+@functools.lru_cache(maxsize=64)
+def _all(queries: int, keys: int, device: torch.device) -> AttentionPlan:
+    return AttentionPlan.dense(queries, keys, device=device)

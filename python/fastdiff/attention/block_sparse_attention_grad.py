@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of block_sparse_attention: one pass over the same blocks, from the two results and no matrix of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastdiff.attention._plan import AttentionPlan
+from fastdiff.attention.block_sparse_attention import plan_arguments
+
+ORDERS = 1  # gradients of gradients are not defined
+
+
+def differentiable_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_index: Tensor | None,
+    kv_index: Tensor | None,
+    plan: AttentionPlan,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """:func:`fastdiff.block_sparse_attention` with gradients to q, k, v and a bias of keys."""
+    if bias is not None and bias.requires_grad and bias.dim() == 4 and bias.shape[2] != 1:
+        raise NotImplementedError(
+            "fastdiff.block_sparse_attention: bias has a gradient where it is one of keys, [B or 1, H or 1, 1, N_kv], "
+            f"got {list(bias.shape)}"
+        )
+    results: tuple[Tensor, Tensor] = _attend(q, k, v, bias, q_index, kv_index, *plan_arguments(plan), scale)
+    return results
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        *plan, scale = rest
+        results: tuple[Tensor, Tensor] = torch.ops.fastdiff.block_sparse_attention.default(
+            q, k, v, *plan, bias, scale
+        )
+        return results
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        q, k, v, bias, q_index, kv_index, *plan, scale = inputs
+        tensors, ctx.block, ctx.scale = plan[:4], plan[4:], scale
+        ctx.save_for_backward(q, k, v, q_index, kv_index, bias, *output, *tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, q_index, kv_index, bias, out, lse, *plan = ctx.saved_tensors
+        wants_bias = ctx.needs_input_grad[3]
+        dout = torch.zeros_like(out) if dout is None else dout
+        tokens, results = (q, k, v, q_index, kv_index), (out, lse, dlse)
+        dq, dk, dv, of_keys = torch.ops.fastdiff.block_sparse_attention_backward.default(
+            dout, *tokens, *results, *plan, *ctx.block, bias, ctx.scale, wants_bias
+        )
+        dbias = of_keys[:, :, None].sum_to_size(bias.shape).to(bias.dtype) if wants_bias else None
+        dq, dk, dv = scattered(dq, q_index, q), scattered(dk, kv_index, k), scattered(dv, kv_index, v)
+        return (dq, dk, dv, dbias, *(None,) * 9)
+
+
+def scattered(gradient: Tensor, index: Tensor | None, t: Tensor) -> Tensor:
+    """The gradient of all tokens t [B, H, N, D] from that of those of an index [B or 1, M], which may repeat some."""
+    if index is None:
+        return gradient
+    at = index[:, None, :, None].expand_as(gradient)
+    return torch.zeros_like(t).scatter_add_(2, at, gradient)
+
+
+_attend: Callable[..., Any] = _Attention.apply
