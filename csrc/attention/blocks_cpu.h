@@ -76,7 +76,7 @@ class BlockBias {
   BlockBias(const Plan& plan, int64_t entry, const Scores& from, int64_t at, int keys, T* memory)
       : from_(from), at_(at), keys_(keys), memory_(memory) {
     bias_.mask = plan.bits_of(entry);
-    bias_.mask_key = plan.words;
+    bias_.words = plan.words;
     if (from.data == nullptr) return;
     bias_.data = memory;
     if (from.query == 0)
@@ -85,7 +85,7 @@ class BlockBias {
 
   // For the queries [first, first + lanes) of the block, of which it has `queries`.
   const Bias<T>& of_strip(int first, int lanes, int queries) {
-    bias_.mask_first = first;
+    bias_.first = first;
     if (from_.data != nullptr && from_.query != 0) {
       bias_.key = lanes;
       for (int j = 0; j < keys_; ++j)

@@ -113,8 +113,7 @@ Share share_of(int64_t items, int64_t part, int64_t parts, const Cost& cost) {
   return share;
 }
 
-// ---- the desk's part: plan_desk.cpp
-// --------------------------------------------------------------------------------
+// ---- the desk's part: plan_desk.cpp ---------------------------------------------------------------
 
 // The tensors that attention is between, and which of their tokens.
 struct Tokens {

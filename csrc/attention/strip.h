@@ -18,8 +18,7 @@
 namespace fastdiff::attention {
 namespace {
 
-// ---- products: C[r][lanes] = start + sum over s of A(r, s) B[s][lanes]
-// ------------------------------------------
+// ---- products: C[r][lanes] = start + sum over s of A(r, s) B[s][lanes] -----------------------------
 
 // Six rows of C at a time: with four registers each they leave eight of the 32 of AVX-512 for B, with two
 // registers each four of the 16 of AVX2.
@@ -100,18 +99,16 @@ void product(Factor<T> a, const T* b, int64_t b_step, int steps, T* c, int64_t c
   product_rows<kStart, kUnit, kRegisters, kTileRows>(a, b, b_step, steps, factors, c, c_row, rows);
 }
 
-// ---- scores
-// -----------------------------------------------------------------------------------------------------
+// ---- scores ----------------------------------------------------------------------------------------
 
 // What is added to the scores of a block of keys, for the queries of a strip.
 template <class T>
 struct Bias {
-  const T* data = nullptr;  // none: null. [keys], or [keys][lanes] if each query has its own
-  int64_t key = 0;          // lanes between keys; 0: one number for all queries
-  const uint32_t* mask =
-      nullptr;  // none: null. Bit n of mask[key * mask_key] is set where query n sees the key
-  int64_t mask_key = 0;
-  int mask_first = 0;  // the bit of the strip's first query
+  const T* data = nullptr;         // null: none. [keys], or [keys][lanes] if each query has its own
+  int64_t key = 0;                 // lanes between keys; 0: one number for all queries
+  const uint32_t* mask = nullptr;  // null: all is seen. [keys][words], a bit for each query of the block
+  int64_t words = 0;
+  int first = 0;  // the strip's first query
 };
 
 // Of a block of keys, [keys][lanes], a row `row` elements after the one before.
@@ -136,8 +133,9 @@ void finish_scores(const Block<T>& scores, const Bias<T>& bias, typename Lanes<T
         if (bias.data)
           s = add(s, bias.key ? L::load(bias.data + j * bias.key + n * w) : splat<V>(bias.data[j]));
         if (bias.mask) {
-          const int bit = bias.mask_first + n * w;
-          s = where_bits(bias.mask[j * bias.mask_key + bit / 32] >> (bit % 32), s, splat<V>(T(-INFINITY)));
+          const int bit = bias.first + n * w;  // past the last word is no query
+          const uint32_t word = bit / 32 < bias.words ? bias.mask[j * bias.words + bit / 32] : 0;
+          s = where_bits(word >> (bit % 32), s, splat<V>(T(-INFINITY)));
         }
         L::store(at, s);
       }
@@ -145,8 +143,7 @@ void finish_scores(const Block<T>& scores, const Bias<T>& bias, typename Lanes<T
     }
 }
 
-// ---- the running softmax
-// ----------------------------------------------------------------------------------------
+// ---- the running softmax ---------------------------------------------------------------------------
 
 // Of the queries of a strip, [lanes] each.
 template <class T>
