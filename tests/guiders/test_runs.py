@@ -112,7 +112,9 @@ def test_a_step_that_only_the_device_knows_does_not_latch_outside_of_the_range()
         assert history[-1].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("guidance", [G.CFG(3.0), G.AdaptiveGuidance(3.0, 0.5), G.CFGZeroStar(3.0)], ids=repr)
+@pytest.mark.parametrize(
+    "guidance", [G.CFG(3.0), G.AdaptiveGuidance(3.0, 0.5), G.CFGZeroStar(3.0)], ids=lambda g: type(g).__name__
+)
 def test_rows_with_a_learned_variance(guidance: G.Guidance) -> None:
     plan = planners.ddpm(SCHEDULE, STEPS, variance_type="learned_range")
 

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import math
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +47,11 @@ SCALED = (
     "CosineDPMSolverMultistepScheduler",
     "CMStochasticIterativeScheduler",
 )
+
+
+def options_id(value: object) -> str:
+    """The name of a test's options, the same in every process: without the addresses of functions among them."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 # ---- the same program in float64 -----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from fastdiff.planners import Plan, Threshold, sa_solver
 
 from tests.kit import oracles, peers
 from tests.kit.oracles import BIMODAL, GAUSSIAN, Mixture
-from tests.kit.peers import check_parity
+from tests.kit.peers import check_parity, options_id
 
 diffusers = pytest.importorskip("diffusers")
 SASolver = diffusers.SASolverScheduler
@@ -101,7 +101,7 @@ def test_parity_in_noise_form(orders: tuple[int, int], kind: str) -> None:
         {"use_flow_sigmas": True, "prediction_type": "sample", **NOISE},
         NOISE,
     ],
-    ids=str,
+    ids=options_id,
 )
 def test_parity_of_options(config: dict[str, Any], dtype: torch.dtype) -> None:
     for steps in (3, 12):
@@ -310,7 +310,7 @@ def test_to_sigma_0() -> None:
         ({"tau": lambda t: math.nan}, "tau: expected 0 or more, got nan"),
         ({"clip_sample": 1.0, "threshold": Threshold()}, "clip_sample, threshold: pass one or the other"),
     ],
-    ids=str,
+    ids=options_id,
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -331,7 +331,7 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
         ({**FLOW, **NOISE}, "prediction_type='flow_prediction': algorithm_type"),
         ({**NOISE, "thresholding": True}, "thresholding=True: algorithm_type='noise_prediction' fails on it"),
     ],
-    ids=str,
+    ids=options_id,
 )
 def test_refusals_of_plan_from(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -16,7 +16,7 @@ from fastdiff.planners import Threshold, unipc
 
 from tests.kit import oracles, peers
 from tests.kit.oracles import BIMODAL, GAUSSIAN, Mixture
-from tests.kit.peers import check_parity
+from tests.kit.peers import check_parity, options_id
 
 diffusers = pytest.importorskip("diffusers")
 UniPC = diffusers.UniPCMultistepScheduler
@@ -98,7 +98,7 @@ def test_parity_in_noise_form(kind: str, order: int, steps: int) -> None:
         {**NOISE, "prediction_type": "v_prediction", "solver_order": 3, "disable_corrector": [2]},
         {**NOISE, "thresholding": True, "sample_max_value": 0.5},  # which it does not look at
     ],
-    ids=str,
+    ids=options_id,
 )
 def test_parity_of_options(config: dict[str, Any], dtype: torch.dtype) -> None:
     for steps in (3, 12):
@@ -121,7 +121,7 @@ def test_parity_of_options(config: dict[str, Any], dtype: torch.dtype) -> None:
         ({**FLOW, "use_karras_sigmas": True, "sigma_max": 200.0, **TO_SIGMA_MIN}, {}),
         ({"use_flow_sigmas": True, "prediction_type": "epsilon"}, {}),
     ],
-    ids=str,
+    ids=options_id,
 )
 def test_parity_on_a_flow(config: dict[str, Any], keywords: dict[str, Any], dtype: torch.dtype) -> None:
     for steps in (2, 3, 25):
@@ -274,7 +274,7 @@ def test_history() -> None:
         {"lower_order_final": False},
         {"predict_x0": False, "solver_order": 3},
     ],
-    ids=str,
+    ids=options_id,
 )
 def test_where_diffusers_is_not_finite(config: dict[str, Any]) -> None:
     """At sigma = 0 its h is infinite; ours is the limit of the order 1 step."""
@@ -327,7 +327,7 @@ def test_clip() -> None:
         ({"clip_sample": (1.0, -1.0)}, "clip_sample: expected"),
         ({"prediction": "noise"}, "prediction: expected one of"),
     ],
-    ids=str,
+    ids=options_id,
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -363,7 +363,7 @@ def test_noise_form_needs_alpha() -> None:
         ({}, {"sigmas": [0.9, 0.5]}, "sigmas=.*use_flow_sigmas only"),
         ({**FLOW, "use_karras_sigmas": True}, {"sigmas": [0.9, 0.5]}, "sigmas would have no effect"),
     ],
-    ids=str,
+    ids=options_id,
 )
 def test_refusals_of_plan_from(config: dict[str, Any], keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
