@@ -14,9 +14,11 @@ from fastdiff.attention import (
     block_sparse_attention,
     block_sparse_attention_backward,
     cached_residual_add,
+    normed_token_mean,
     sparse_attention,
     tile_order,
     token_attention,
+    uniform_mixer,
 )
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
@@ -61,6 +63,7 @@ __all__ = [
     "laplacian_merge",
     "laplacian_split",
     "linear_step",
+    "normed_token_mean",
     "pack_subbands",
     "planners",
     "scaled_error_norm",
@@ -68,6 +71,7 @@ __all__ = [
     "sparse_attention",
     "tile_order",
     "token_attention",
+    "uniform_mixer",
     "unpack_subbands",
     "upsample_subbands",
     "use_isa",

@@ -2,12 +2,14 @@
 """Attention that pays only for the tokens and blocks that are kept."""
 
 from fastdiff.attention._drop_in import SparseAttention, sparse_attention
+from fastdiff.attention._mixer import uniform_mixer
 from fastdiff.attention._patterns import tile_order
 from fastdiff.attention._plan import AttentionPlan
 from fastdiff.attention._tokens import token_attention
 from fastdiff.attention.block_sparse_attention import block_sparse_attention
 from fastdiff.attention.block_sparse_attention_backward import block_sparse_attention_backward
 from fastdiff.attention.cached_residual_add import cached_residual_add
+from fastdiff.attention.normed_token_mean import normed_token_mean
 
 __all__ = [
     "AttentionPlan",
@@ -15,7 +17,9 @@ __all__ = [
     "block_sparse_attention",
     "block_sparse_attention_backward",
     "cached_residual_add",
+    "normed_token_mean",
     "sparse_attention",
     "tile_order",
     "token_attention",
+    "uniform_mixer",
 ]

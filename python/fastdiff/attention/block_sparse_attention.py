@@ -331,6 +331,9 @@ def cases(seed: int = 0) -> list[Case]:
         Case("no query sees anything", (*qkv(1, 1, 20, 8), random(20, 20, share=0.0))),
         Case("blocks of 64", (*qkv(1, 1, 150, 40), blocks(150, 150, block=(64, 64)))),
         Case("blocks of 128 and 48", (*qkv(1, 1, 150, 8), random(150, 150, block=(128, 48)))),
+        Case("blocks of 96 of which some is seen", (*qkv(1, 1, 200, 8), random(200, 200, block=(96, 16)))),
+        *(Case(f"head_dim {d}, {str(t)[6:]}", (*qkv(1, 1, n, d, dtype=t), random(n, n, block=(64, 64))))
+          for n, d, t in ((150, 64, half), (70, 128, torch.float16), (66, 192, half))),
         Case("head_dim 72", (*qkv(1, 1, 40, 72), random(40, 40))),
         Case("head_dim 256, bfloat16", (*qkv(1, 1, 20, 256, dtype=half), random(20, 20))),
         Case("temperature", (*qkv(1, 1, 40, 16), dense), {"scale": 0.6}),
