@@ -37,7 +37,7 @@ struct Params {
   double eps = 0;
 
   bool wide() const { return dtype == DType::f64; }
-  int64_t numel() const { return samples * dim; }
+  constexpr int64_t numel() const { return samples * dim; }
 };
 
 inline constexpr int kMaxDim = 8192;

@@ -34,9 +34,10 @@ def sparse_attention(
     Args:
         query: ``[B, H, N_q, D]``, of the dtypes and sizes of :func:`block_sparse_attention`.
         key, value: ``[B, H, N_kv, D]``; with ``enable_gqa`` a number of heads that divides H.
-        attn_mask: broadcasts to ``[B, H, N_q, N_kv]``: bool, True where a query sees a key, or added to the scores.
-            One of keys, ``[..., 1, N_kv]`` or a plan makes it cheap; a bool mask of pairs without a plan is made a
-            plan at each call, which waits for the device: make one with ``AttentionPlan.from_mask`` instead.
+        attn_mask: broadcasts to ``[B, H, N_q, N_kv]``: bool, True where a query sees a key, or added to the scores. One
+            of keys, ``[..., 1, N_kv]``, costs nothing. A bool mask of pairs without a plan is made a plan at each call,
+            which waits for the device: make one with ``AttentionPlan.from_mask`` instead; any other mask of pairs is
+            read pair by pair.
         dropout_p: 0.
         is_causal: query n sees the keys up to n; not with a mask or a plan.
         scale: default: 1/√D.
