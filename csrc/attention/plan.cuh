@@ -74,7 +74,7 @@ __device__ __forceinline__ KeyTile key_tile(const Extent& extent, const Plan& pl
 // The element where token n begins.
 __device__ __forceinline__ int64_t place_of(const Heads& t, const Rows& rows, int n) {
   if (rows.index == nullptr) return rows.at(n);
-  const int64_t token = rows.index[n];
+  const int64_t token = rows.number(n);
   if (0 <= token && token < t.tokens) return rows.first + token * rows.row;
   device_refusal("fastdiff::block_sparse_attention: q_index and kv_index must be numbers of tokens");
   return rows.first;

@@ -50,8 +50,10 @@ struct Rows {
   int64_t first;         // element of token 0, or of the first one here if there is no index
   int64_t row;           // elements between tokens
   const int64_t* index;  // the tokens' numbers; null: one after the other
+  int64_t index_step;    // from one number to the next
 
-  FASTDIFF_HD int64_t at(int n) const { return first + (index ? index[n] : n) * row; }
+  FASTDIFF_HD int64_t number(int n) const { return index ? index[n * index_step] : n; }
+  FASTDIFF_HD int64_t at(int n) const { return first + number(n) * row; }
 };
 
 // A tensor [B, H, N, D] of any float dtype, or of some of its tokens; strides in elements.
@@ -59,14 +61,14 @@ struct Heads {
   void* data = nullptr;
   DType dtype = DType::f32;
   int64_t sample = 0, head = 0, row = 0, element = 1;
-  int64_t tokens = 0;              // N
-  const int64_t* index = nullptr;  // [B|1, M]: the tokens that are meant; null: all
-  int64_t index_sample = 0;        // 0: the same for all samples
+  int64_t tokens = 0;                        // N
+  const int64_t* index = nullptr;            // [B|1, M]: the tokens that are meant; null: all
+  int64_t index_sample = 0, index_step = 1;  // its strides; 0: the same for all samples
 
   FASTDIFF_HD int64_t at(int64_t b, int64_t h, int64_t n) const { return b * sample + h * head + n * row; }
   FASTDIFF_HD Rows rows(int64_t b, int64_t h, int64_t first) const {
-    if (index == nullptr) return {at(b, h, first), row, nullptr};
-    return {at(b, h, 0), row, index + b * index_sample + first};
+    if (index == nullptr) return {at(b, h, first), row, nullptr, 1};
+    return {at(b, h, 0), row, index + b * index_sample + first * index_step, index_step};
   }
 };
 

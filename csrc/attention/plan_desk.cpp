@@ -59,13 +59,14 @@ int64_t check_index(const char* op, const char* argument, const std::optional<Te
   if (index->dtype != DType::i64) refuse(op, argument, " must be int64, got ", name(index->dtype));
   if (index->rank != 2 || (index->sizes[0] != 1 && index->sizes[0] != t.sizes[0]))
     refuse(op, argument, " must have shape [", t.sizes[0], " or 1, M], got ", shape_text(*index));
-  if (!is_contiguous(*index)) refuse(op, argument, " must be contiguous");
   if (tokens == 0 && index->numel() > 0) refuse(op, argument, " must be empty where there are no tokens");
   if (t.device.type == DeviceType::cpu) {
     const auto* const numbers = static_cast<const int64_t*>(index->data);
-    for (int64_t n = 0; n < index->numel(); ++n)
-      if (numbers[n] < 0 || numbers[n] >= tokens)
-        refuse(op, argument, " must be within 0 and ", tokens - 1, ", got ", numbers[n], " at place ", n);
+    for (int64_t b = 0; b < index->sizes[0]; ++b)
+      for (int64_t n = 0; n < index->sizes[1]; ++n)
+        if (const int64_t token = numbers[b * index->strides[0] + n * index->strides[1]];
+            token < 0 || token >= tokens)
+          refuse(op, argument, " must be within 0 and ", tokens - 1, ", got ", token, " at place ", n);
   }
   return index->sizes[1];
 }
@@ -214,7 +215,8 @@ Heads heads_of(const TensorView& t, const std::optional<TensorView>& index) {
   Heads heads{t.data, t.dtype, t.strides[0], t.strides[1], t.strides[2], t.strides[3], t.sizes[2]};
   if (index) {
     heads.index = static_cast<const int64_t*>(index->data);
-    heads.index_sample = index->sizes[0] == 1 ? 0 : index->sizes[1];
+    heads.index_sample = index->sizes[0] == 1 ? 0 : index->strides[0];
+    heads.index_step = index->strides[1];
   }
   return heads;
 }

@@ -97,7 +97,6 @@ def test_gradients(repeat: bool) -> None:
         (torch.tensor([[0, 1]], dtype=torch.int32), "q_index must be int64, got int32"),
         (torch.tensor([0, 1]), r"q_index must have shape \[2 or 1, M\], got \[2\]"),
         (torch.zeros(3, 2, dtype=torch.int64), r"q_index must have shape \[2 or 1, M\], got \[3, 2\]"),
-        (torch.zeros(2, 4, dtype=torch.int64)[:, ::2], "q_index must be contiguous"),
     ],
 )  # fmt: skip
 def test_refuses(index: Tensor, message: str) -> None:
