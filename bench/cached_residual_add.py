@@ -19,11 +19,9 @@ from torch import Tensor
 OP = "cached_residual_add"
 EAGER, COMPILED = "eager", "torch.compile"
 
-SHAPES = (
-    (2, 256, 1152),
-    (2, 1024, 1152),
-    (2, 4096, 1152),
-)  # PixArt at 256, 512 and 1024 pixels, with guidance
+SMALL = (2, 7, 1152)
+# PixArt at 256, 512 and 1024 pixels, with guidance
+SHAPES = (SMALL, (2, 256, 1152), (2, 1024, 1152), (2, 4096, 1152))
 DTYPES = (torch.float32, torch.bfloat16)
 BLOCKS = {"block": 1, "run_of_4_blocks": 4}
 
@@ -44,7 +42,7 @@ def _case(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
         dtype=dtype,
         tensors=3 * BLOCKS[name] + 2,
         build=lambda device: _contenders(BLOCKS[name], shape, dtype, device),
-        targets=(Target(EAGER, factor=2.0), Target(COMPILED, factor=1.0)),
+        targets=() if shape == SMALL else (Target(EAGER, factor=2.0), Target(COMPILED, factor=1.0)),
     )
 
 

@@ -19,7 +19,9 @@ from torch.nn.functional import layer_norm, linear
 OP = "normed_token_mean"
 EAGER, COMPILED = "published", "torch.compile"
 
-SHAPES = ((2, 256, 1152), (2, 1024, 1152))  # DiT-XL at 256 and 512 pixels, with guidance
+SMALL = (2, 7, 1152)
+# DiT-XL at 256 and 512 pixels, with guidance
+SHAPES = (SMALL, (2, 256, 1152), (2, 1024, 1152))
 DTYPES = (torch.float32, torch.bfloat16)
 HEADS = 16
 
@@ -38,7 +40,7 @@ def _case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
         dtype=dtype,
         tensors=3,
         build=lambda device: _contenders(shape, dtype, device),
-        targets=(Target(EAGER, factor=20.0), Target(COMPILED, factor=1.0)),
+        targets=() if shape == SMALL else (Target(EAGER, factor=20.0), Target(COMPILED, factor=1.0)),
     )
 
 

@@ -30,7 +30,9 @@ inline constexpr int kMostRegisters = 4;
 inline constexpr int kMostRegisters = 2;
 #endif
 
-enum class Start { zero, kept, scaled };  // C starts at 0, as it is, or as it is times a factor for each lane
+// C starts at 0, as it is, or as it is times a factor for each lane. The sum is formed by itself and added to
+// that: a long row of blocks rounds once for each, and not for each key.
+enum class Start { zero, kept, scaled };
 
 template <class T>
 struct Factor {  // A(r, s) = data[r * row + s * step]
@@ -48,12 +50,7 @@ template <Start kStart, int kRows, int kRegisters, class T>
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int n = 0; n < kRegisters; ++n) {
-      if constexpr (kStart == Start::zero) sum[r][n] = splat<V>(T(0));
-      if constexpr (kStart == Start::kept) sum[r][n] = L::load(c + r * c_row + n * w);
-      if constexpr (kStart == Start::scaled)
-        sum[r][n] = mul(L::load(c + r * c_row + n * w), L::load(factors + n * w));
-    }
+    for (int n = 0; n < kRegisters; ++n) sum[r][n] = splat<V>(T(0));
   for (int s = 0; s < steps; ++s, a.data += a.step, b += b_step) {
     V x[kRegisters];
 #pragma GCC unroll 4
@@ -68,7 +65,13 @@ template <Start kStart, int kRows, int kRegisters, class T>
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int n = 0; n < kRegisters; ++n) L::store(c + r * c_row + n * w, sum[r][n]);
+    for (int n = 0; n < kRegisters; ++n) {
+      T* const at = c + r * c_row + n * w;
+      if constexpr (kStart == Start::kept) sum[r][n] = add(L::load(at), sum[r][n]);
+      if constexpr (kStart == Start::scaled)
+        sum[r][n] = fma_(L::load(at), L::load(factors + n * w), sum[r][n]);
+      L::store(at, sum[r][n]);
+    }
 }
 
 // The strides of A that are 1 are constants to the compiler.
@@ -196,10 +199,11 @@ void softmax_block(const Block<T>& scores, const Bias<T>& bias, const Running<T>
   V none[kRegisters];
   for (int n = 0; n < kRegisters; ++n) none[n] = splat<V>(T(0));
   exponentials<kRegisters>(Block<T>{running.shrink, 0, 1}, running.highest, none);
-  for (int n = 0; n < kRegisters; ++n)
-    sum[n] = mul(L::load(running.total + n * w), L::load(running.shrink + n * w));
+  for (int n = 0; n < kRegisters; ++n) sum[n] = splat<V>(T(0));
   exponentials<kRegisters>(scores, running.highest, sum);
-  for (int n = 0; n < kRegisters; ++n) L::store(running.total + n * w, sum[n]);
+  for (int n = 0; n < kRegisters; ++n)
+    L::store(running.total + n * w,
+             fma_(L::load(running.total + n * w), L::load(running.shrink + n * w), sum[n]));
 }
 
 }  // namespace
