@@ -5,8 +5,8 @@
 //   queries [D][lanes]    scores [keys][lanes]    sums [D][lanes]
 //
 // So the softmax never adds across a register, an element of a key or value is broadcast straight from where
-// the caller has it, and each score and each sum is one chain of fused multiply-adds in a fixed order: the
-// same bits for every instruction set and strip width.
+// the caller has it, and each score and each block's sums are one chain of fused multiply-adds in a fixed
+// order: the same bits for every instruction set and strip width.
 #pragma once
 
 #include <cmath>
