@@ -21,6 +21,8 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import Symbol, SymbolTableSection
 
+pytestmark = pytest.mark.xdist_group("wheel")  # two builds in one folder would meet
+
 ROOT = Path(__file__).resolve().parents[1]
 OPERATORS = "libfastdiff.so"
 MODULE = "_C.*.so"
