@@ -85,12 +85,20 @@ def flex_attention(plan: AttentionPlan) -> Callable[..., Sequence[Tensor]]:
     from torch.nn.attention.flex_attention import BlockMask
     from torch.nn.attention.flex_attention import flex_attention as flex
 
-    blocks = plan.to_blocks()
+    blocks, (block_q, block_k) = plan.to_blocks(), plan.block
+    seen = blocks[0, 0]
     counts = blocks.sum(-1).int()
     order = blocks.int().argsort(dim=-1, descending=True, stable=True).int()
     none = torch.zeros_like(counts), torch.zeros_like(order)
     mask = BlockMask.from_kv_blocks(
-        *none, counts, order, BLOCK_SIZE=plan.block, seq_lengths=(plan.queries, plan.keys)
+        *none,
+        counts,
+        order,
+        BLOCK_SIZE=plan.block,
+        mask_mod=lambda b, h, q, k: seen[
+            q // block_q, k // block_k
+        ],  # called for blocks seen in part: there are none
+        seq_lengths=(plan.queries, plan.keys),
     )
     compiled = torch.compile(lambda q, k, v: flex(q, k, v, block_mask=mask))
     return lambda q, k, v: (compiled(q, k, v),)
