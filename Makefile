@@ -54,7 +54,7 @@ demo: $(STAMPS)/wheel $(STAMPS)/extra-demo
 	$(VENV)/bin/fastdiff demo $(ARGS)
 
 test: $(STAMPS)/wheel $(STAMPS)/extra-test
-	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadgroup $(ARGS)
+	$(PY) -m pytest --numprocesses $(TEST_JOBS) $(ARGS)
 
 wheel: $(STAMPS)/wheel
 

@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.kit.alone import alone
 
 
 @pytest.fixture(autouse=True)
@@ -13,11 +16,14 @@ def _few_threads() -> None:
     torch.set_num_threads(2)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need much memory come one after the other: all in one process."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group("slow"))
+@pytest.fixture(autouse=True)
+def _one_large_test_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests that need much memory wait for each other, whatever process they are in."""
+    if request.node.get_closest_marker("slow"):
+        with alone("slow"):
+            yield
+    else:
+        yield
 
 
 def pytest_report_header() -> list[str]:

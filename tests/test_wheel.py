@@ -21,7 +21,7 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import Symbol, SymbolTableSection
 
-pytestmark = pytest.mark.xdist_group("wheel")  # two builds in one folder would meet
+from tests.kit.alone import alone
 
 ROOT = Path(__file__).resolve().parents[1]
 OPERATORS = "libfastdiff.so"
@@ -41,7 +41,8 @@ AVX_INSTRUCTION = re.compile(r"^\s+[0-9a-f]+:\s+(v[a-z0-9]+)\b", re.MULTILINE)
 def build_hook(hook: str, folder: Path) -> Path:
     """Run a build hook of setuptools in this environment, as pip does, and return what it made."""
     call = f"import setuptools.build_meta as hooks; print(hooks.{hook}({str(folder)!r}))"
-    done = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True)
+    with alone("hooks"):  # they write into the folder of the sources
+        done = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / done.stdout.splitlines()[-1]
 
