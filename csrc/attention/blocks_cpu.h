@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "attention/bias.h"
+#include "attention/rooms_cpu.h"
 #include "attention/strip.h"
 #include "core/runs.h"
 
@@ -68,39 +69,77 @@ void store_row(const Heads& t, int64_t at, int dim, const Value& value) {
   }
 }
 
-// What is added to the scores of a block of queries with a block of keys.
+// What is added to the scores of a head, a block of queries with a block of keys at a time.
 template <class T>
 class BlockBias {
  public:
-  // `at`: the element for the first query and key. `memory`: as bias_numel() says.
-  BlockBias(const Plan& plan, int64_t entry, const Scores& from, int64_t at, int keys, T* memory)
-      : from_(from), at_(at), keys_(keys), memory_(memory) {
-    bias_.mask = plan.bits_of(entry);
-    bias_.words = plan.words;
-    if (from.data == nullptr) return;
-    bias_.data = memory;
-    if (from.query == 0)
-      for (int j = 0; j < keys; ++j) memory[j] = bias_of<T>(from, at + j * from.key);
+  // `memory`: as bias_numel() says.
+  BlockBias(const Plan& plan, const PairBias& from, T* memory)
+      : plan_(plan), from_(from), table_(memory), memory_(memory + rounded_up(from.entries, kMostWidth)) {}
+
+  void enter_head(int64_t b, int64_t h) {
+    if (b == sample_ && h == head_) return;
+    sample_ = b;
+    head_ = h;
+    for (int64_t n = 0; n < from_.entries; ++n)
+      table_[n] = bias_of<T>(from_, from_.at(b, h, 0) + n * from_.key);
+  }
+
+  // The queries from `query` on with the keys from `key` on.
+  void enter_block(int64_t entry, int64_t query, int64_t key, int keys) {
+    query_ = query;
+    key_ = key;
+    keys_ = keys;
+    bias_ = Bias<T>{};
+    bias_.mask = plan_.bits_of(entry);
+    bias_.words = plan_.words;
+    if (from_.data != nullptr) bias_.data = memory_;
+    if (from_.entries > 0)
+      for (int j = 0; j < keys; ++j) k_codes_[j] = from_.k_code.of(sample_, key + j);
+    if (from_.is_of_keys())
+      for (int j = 0; j < keys; ++j)
+        memory_[j] = bias_of<T>(from_, from_.at(sample_, head_, 0) + (key + j) * from_.key);
   }
 
   // For the queries [first, first + lanes) of the block, of which it has `queries`.
   const Bias<T>& of_strip(int first, int lanes, int queries) {
     bias_.first = first;
-    if (from_.data != nullptr && from_.query != 0) {
-      bias_.key = lanes;
-      for (int j = 0; j < keys_; ++j)
-        for (int n = 0; n < lanes; ++n)
-          memory_[j * lanes + n] =
-              first + n < queries ? bias_of<T>(from_, at_ + (first + n) * from_.query + j * from_.key) : T(0);
+    if (!from_.is_of_pairs()) return bias_;
+    bias_.key = lanes;
+    const int count = std::min(lanes, queries - first);
+    if (from_.entries > 0)
+      for (int n = 0; n < count; ++n) q_codes_[n] = from_.q_code.of(sample_, query_ + first + n);
+    for (int j = 0; j < keys_; ++j) {
+      T* const row = memory_ + j * lanes;
+      if (from_.entries > 0) {
+        for (int n = 0; n < count; ++n) row[n] = table_[q_codes_[n] - k_codes_[j]];
+      } else {
+        const int64_t at = from_.at(sample_, head_, query_ + first) + (key_ + j) * from_.key;
+        for (int n = 0; n < count; ++n) row[n] = bias_of<T>(from_, at + n * from_.query);
+      }
+      std::fill(row + count, row + lanes, T(0));
     }
     return bias_;
   }
 
+  // sums[entry] += ds[key][query] of the block's pairs, its rows `across` apart.
+  void add_to_table(const T* ds, int64_t across, int queries, T* sums) const {
+    int64_t codes[kMaxBlock];
+    for (int q = 0; q < queries; ++q) codes[q] = from_.q_code.of(sample_, query_ + q);
+    for (int j = 0; j < keys_; ++j)
+      for (int q = 0; q < queries; ++q) {
+        T& sum = sums[codes[q] - k_codes_[j]];
+        sum = sum + ds[j * across + q];
+      }
+  }
+
  private:
-  const Scores& from_;
-  const int64_t at_;
-  const int keys_;
-  T* const memory_;
+  const Plan& plan_;
+  const PairBias& from_;
+  T *const table_, *const memory_;  // [entries] in units of log 2; of a block, as Bias has it
+  int64_t sample_ = -1, head_ = -1, query_ = 0, key_ = 0;
+  int keys_ = 0;
+  int64_t q_codes_[kMostLanes], k_codes_[kMaxBlock];
   Bias<T> bias_;
 };
 

@@ -100,23 +100,29 @@ __device__ __forceinline__ const uint32_t* bits_of(const Plan& plan, int mask) {
   return mask < 0 ? nullptr : plan.bits + int64_t{mask} * plan.block_k * plan.words;
 }
 
-// The keys that a row sees, at most kKeys of one block at a time.
+// The keys of a set that a row sees, at most kKeys of one block at a time; then those of the next set.
 template <int kKeys>
 class Walk {
  public:
-  __device__ Walk(const Plan& plan, int keys, Entries entries, const char* refusal)
-      : plan_(plan), keys_(keys), entry_(entries.begin), end_(entries.end), refusal_(refusal) {
+  __device__ Walk(const Plan& plan, Entries entries, const char* refusal)
+      : plan_(plan), entry_(entries.begin), end_(entries.end), refusal_(refusal) {
     read_ahead();
   }
 
-  // Goes to the next tile, if there is one.
+  // Goes to the next tile of this set, if there is one.
   __device__ __forceinline__ bool next() {
     within_ += kKeys;
-    if (within_ >= block_keys_ && !next_block()) return false;
-    tile_.first = column_ * plan_.block_k + within_;
+    if (within_ >= block_.count && !next_block()) return false;
+    tile_.first = block_.first + within_;
     tile_.within = within_;
-    tile_.count = min(kKeys, block_keys_ - within_);
+    tile_.count = min(kKeys, block_.count - within_);
     return true;
+  }
+
+  // Before the first tile of the next set.
+  __device__ __forceinline__ void next_set() {
+    ++set_;
+    within_ = block_.count = 0;
   }
 
   __device__ __forceinline__ const KeyTile& tile() const { return tile_; }
@@ -130,9 +136,10 @@ class Walk {
       entry_ = end_;
       return false;
     }
+    if (ahead_ >= plan_.set_blocks[set_ + 1]) return false;  // of a later set
     column_ = ahead_;
     within_ = 0;
-    block_keys_ = min(plan_.block_k, keys_ - column_ * plan_.block_k);
+    block_ = plan_.keys_of(set_, column_);
     tile_.bits = bits_of(plan_, mask_);
     ++entry_;
     read_ahead();
@@ -147,10 +154,10 @@ class Walk {
   }
 
   const Plan& plan_;
-  const int keys_;
   int entry_, end_;
   const char* const refusal_;
-  int column_ = -1, within_ = 0, block_keys_ = 0;
+  int set_ = 0, column_ = -1, within_ = 0;
+  Plan::Block block_{0, 0};
   int ahead_ = 0, mask_ = -1;  // of entry_
   KeyTile tile_{0, 0, 0, nullptr};
 };
@@ -258,6 +265,18 @@ class QueryWalk {
   QueryTile tile_{0, 0, 0, 0, 0, 0};
   const uint32_t* bits_ = nullptr;
 };
+
+// The element of a bias for a pair of tokens.
+__device__ __forceinline__ int64_t element_of(const PairBias& bias, int64_t b, int64_t h, int64_t q,
+                                              int64_t k) {
+  if (bias.entries == 0) return bias.at(b, h, q) + k * bias.key;
+  int64_t entry = bias.q_code.of(b, q) - bias.k_code.of(b, k);
+  if (entry < 0 || entry >= bias.entries) {
+    device_refusal("fastdiff::block_sparse_attention: q_code - k_code must be within the table");
+    entry = 0;
+  }
+  return bias.at(b, h, 0) + entry * bias.key;
+}
 
 // Whether the query at place q of a block sees the key at place k.
 __device__ __forceinline__ bool sees(const Plan& plan, const uint32_t* bits, int q, int k) {

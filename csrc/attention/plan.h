@@ -19,7 +19,10 @@ struct PlanArguments {
   std::optional<TensorView> masks;  // [E]: -1, or which of `bits` says what is seen in that block
   std::optional<TensorView> bits;  // [M, block_k, ceil(block_q / 32)]: bit q % 32 of word q / 32 for each key
   int64_t block_q = 0, block_k = 0;
+  std::vector<int64_t> sets = {};  // keys of each set, side by side; empty: one set of all
 };
+
+inline constexpr int kMaxSets = 8;
 
 struct Plan {
   const int32_t* offsets = nullptr;
@@ -31,8 +34,21 @@ struct Plan {
   int64_t mask_count = 0;  // M
   int block_q = 0, block_k = 0;
   int rows = 0;        // R
-  int key_blocks = 0;  // ceil(N_kv / block_k)
+  int key_blocks = 0;  // those of all sets, ceil(N / block_k) each
   int words = 0;       // of a key's bits
+  // Keys side by side: each set has blocks, and a softmax, of its own. Set s has the blocks set_blocks[s] ...
+  // set_blocks[s + 1] - 1, of the keys set_keys[s] ... set_keys[s + 1] - 1.
+  int sets = 1;
+  int set_blocks[kMaxSets + 1] = {}, set_keys[kMaxSets + 1] = {};
+
+  struct Block {
+    int first, count;  // keys
+  };
+  constexpr Block keys_of(int set, int column) const {
+    const int first = set_keys[set] + (column - set_blocks[set]) * block_k;
+    const int left = set_keys[set + 1] - first;
+    return {first, left < block_k ? left : block_k};
+  }
 
   // The offsets of one head: [R + 1]
   constexpr const int32_t* of(int64_t sample, int64_t head) const {
@@ -81,6 +97,31 @@ struct Scores {
   constexpr int64_t at(int64_t b, int64_t h, int64_t q) const { return b * sample + h * head + q * query; }
 };
 
+// Where tokens are, in some numbering: [B|1, N], of the tokens that an index means.
+struct Codes {
+  const int64_t* data = nullptr;  // null: none
+  int64_t sample = 0, step = 0;   // strides
+  int64_t tokens = 0;             // N
+  const int64_t* index = nullptr;
+  int64_t index_sample = 0, index_step = 1;
+
+  // Of a token that is not there, which others refuse, that of another one.
+  FASTDIFF_HD int64_t of(int64_t b, int64_t n) const {
+    const int64_t token = index == nullptr ? n : index[b * index_sample + n * index_step];
+    return data[b * sample + (0 <= token && token < tokens ? token : 0) * step];
+  }
+};
+
+// What is added to scores: numbers of pairs, or of keys; or a table for where they are to each other, whose
+// entry is the difference of two codes. `key` of a table is the stride of its entries.
+struct PairBias : Scores {
+  Codes q_code, k_code;
+  int64_t entries = 0;  // of the table; 0: none
+
+  constexpr bool is_of_keys() const { return data != nullptr && query == 0 && entries == 0; }
+  constexpr bool is_of_pairs() const { return data != nullptr && (query != 0 || entries != 0); }
+};
+
 // The sizes of a call.
 struct Extent {
   int64_t samples = 0;              // B
@@ -125,6 +166,12 @@ struct Tokens {
   std::optional<TensorView> kv_index;  // [B|1, M_kv]
 };
 
+struct BiasArguments {
+  std::optional<TensorView> bias;  // [B|1, H|1, N_q|1, N_kv|1], or with codes [B|1, H|1, 1, T]
+  std::optional<TensorView> q_code,
+      k_code;  // [B|1, N_q], [B|1, N_kv], int64: of all tokens, with an index too
+};
+
 // On the CPU also that every token of an index is there. Throws Refusal.
 Extent check_tokens(const char* op, const Tokens& tokens);
 
@@ -146,11 +193,25 @@ void check_like(const char* op, const char* argument, const TensorView& t, const
 // Shapes and dtypes; on the CPU also that every block is there, in order and once. Throws Refusal.
 Plan check_plan(const char* op, const PlanArguments& arguments, const Extent& extent, Device device);
 
-// [B, H, N_q] for q [B, H, N_q, D], fp32 (fp64 if q is). Throws Refusal.
-void check_lse(const char* op, const char* argument, const TensorView& lse, const TensorView& q);
+// What the lse of q [B, H, N_q, D] looks like: [B, H, N_q], or [S, B, H, N_q] for S > 1 sets of keys; fp32
+// (fp64 if q is).
+class LseShape {
+ public:
+  explicit LseShape(const TensorView& q, size_t sets = 1);
+  LseShape(const LseShape&) = delete;
+  const TensorView& view() const { return view_; }
 
-// [B|1, H|1, N_q|1, N_kv|1]. Throws Refusal.
-Scores check_bias(const char* op, const TensorView& bias, const Extent& extent, Device device);
+ private:
+  int64_t sizes_[4];
+  TensorView view_;
+};
+
+// Throws Refusal.
+void check_lse(const char* op, const char* argument, const TensorView& lse, const LseShape& shape);
+
+// On the CPU also that every entry is there. Throws Refusal.
+PairBias check_bias(const char* op, const BiasArguments& arguments, const Extent& extent,
+                    const Tokens& tokens);
 
 // A tensor and the name of its argument; no view: it is not given.
 struct Named {
@@ -158,13 +219,14 @@ struct Named {
   const TensorView* view;
 };
 
-// Those of the plan and the tokens, and `others`.
-std::vector<Named> inputs_of(const PlanArguments& plan, const Tokens& tokens, std::vector<Named> others);
+// Those of the plan, the tokens and the bias, and `others`.
+std::vector<Named> inputs_of(const PlanArguments& plan, const Tokens& tokens, const BiasArguments& bias,
+                             std::vector<Named> others);
 
 // No result has elements that share memory, or shares any with an input or another result. Throws Refusal.
 void check_results(const char* op, const std::vector<Named>& results, const std::vector<Named>& inputs);
 
 Heads heads_of(const TensorView& t, const std::optional<TensorView>& index = std::nullopt);
-Scores lse_of(const TensorView& t);
+Scores lse_of(const TensorView& t);  // of the first set
 
 }  // namespace fastdiff::attention

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attention/plan.h"
 
+#include <string>
+#include <utility>
+
 #include "core/layout.h"
 
 namespace fastdiff::attention {
@@ -120,14 +123,42 @@ void check_like(const char* op, const char* argument, const TensorView& t, const
     refuse(op, argument, " must have shape ", shape_text(like), " like ", like_name, ", got ", shape_text(t));
 }
 
-void check_lse(const char* op, const char* argument, const TensorView& lse, const TensorView& q) {
-  check_device(op, argument, lse, q.device);
-  const DType dtype = q.dtype == DType::f64 ? DType::f64 : DType::f32;
-  if (lse.dtype != dtype) refuse(op, argument, " must be ", name(dtype), ", got ", name(lse.dtype));
-  if (lse.rank != 3 || !std::equal(lse.sizes, lse.sizes + 3, q.sizes))
-    refuse(op, argument, " must have shape ", shape_text({nullptr, dtype, 3, q.sizes, q.sizes, q.device}),
-           ", got ", shape_text(lse));
+LseShape::LseShape(const TensorView& q, size_t sets) {
+  const int rank = sets > 1 ? 4 : 3;
+  sizes_[0] = static_cast<int64_t>(sets);
+  std::copy(q.sizes, q.sizes + 3, sizes_ + rank - 3);
+  view_ = {nullptr, q.dtype == DType::f64 ? DType::f64 : DType::f32, rank, sizes_, sizes_, q.device};
 }
+
+void check_lse(const char* op, const char* argument, const TensorView& lse, const LseShape& shape) {
+  const TensorView& like = shape.view();
+  check_device(op, argument, lse, like.device);
+  if (lse.dtype != like.dtype) refuse(op, argument, " must be ", name(like.dtype), ", got ", name(lse.dtype));
+  if (lse.rank != like.rank || !std::equal(lse.sizes, lse.sizes + lse.rank, like.sizes))
+    refuse(op, argument, " must have shape ", shape_text(like), ", got ", shape_text(lse));
+}
+
+namespace {
+
+void lay_out_sets(const char* op, const PlanArguments& a, const Extent& extent, Plan& plan) {
+  const std::vector<int64_t> one{extent.keys};
+  const std::vector<int64_t>& sets = a.sets.empty() ? one : a.sets;
+  if (sets.size() > kMaxSets) refuse(op, "sets must be at most ", kMaxSets, ", got ", sets.size());
+  plan.sets = static_cast<int>(sets.size());
+  int64_t total = 0;
+  for (int s = 0; s < plan.sets; ++s) {
+    if (sets[s] < 0 || sets[s] > extent.keys)
+      refuse(op, "sets must be within 0 and the ", extent.keys, " keys, got ", sets[s]);
+    total += sets[s];
+    plan.set_keys[s + 1] = static_cast<int>(std::min(total, extent.keys));
+    plan.set_blocks[s + 1] = plan.set_blocks[s] + static_cast<int>(blocks(sets[s], a.block_k));
+  }
+  if (total != extent.keys)
+    refuse(op, "sets must have ", extent.keys, " keys together, as k has, got ", total);
+  plan.key_blocks = plan.set_blocks[plan.sets];
+}
+
+}  // namespace
 
 Plan check_plan(const char* op, const PlanArguments& a, const Extent& extent, Device device) {
   check_block(op, "block_q", a.block_q);
@@ -138,7 +169,7 @@ Plan check_plan(const char* op, const PlanArguments& a, const Extent& extent, De
   plan.block_q = static_cast<int>(a.block_q);
   plan.block_k = static_cast<int>(a.block_k);
   plan.rows = static_cast<int>(blocks(extent.queries, a.block_q));
-  plan.key_blocks = static_cast<int>(blocks(extent.keys, a.block_k));
+  lay_out_sets(op, a, extent, plan);
   plan.words = static_cast<int>(blocks(a.block_q, 32));
   const TensorView& o = a.offsets;
   const bool fits = o.rank == 3 && (o.sizes[0] == 1 || o.sizes[0] == extent.samples) &&
@@ -170,30 +201,92 @@ Plan check_plan(const char* op, const PlanArguments& a, const Extent& extent, De
   return plan;
 }
 
-Scores check_bias(const char* op, const TensorView& bias, const Extent& extent, Device device) {
+namespace {
+
+Codes check_codes(const char* op, const char* argument, const std::optional<TensorView>& codes,
+                  const TensorView& t, const std::optional<TensorView>& index) {
+  if (!codes) refuse(op, argument, " must be given where the other code is");
+  check_device(op, argument, *codes, t.device);
+  if (codes->dtype != DType::i64) refuse(op, argument, " must be int64, got ", name(codes->dtype));
+  const bool fits = codes->rank == 2 && (codes->sizes[0] == 1 || codes->sizes[0] == t.sizes[0]) &&
+                    codes->sizes[1] == t.sizes[2];
+  if (!fits)
+    refuse(op, argument, " must have shape [", t.sizes[0], " or 1, ", t.sizes[2], "], got ",
+           shape_text(*codes));
+  const Heads heads = heads_of(t, index);
+  return {static_cast<const int64_t*>(codes->data),
+          codes->sizes[0] == 1 ? 0 : codes->strides[0],
+          codes->strides[1],
+          heads.tokens,
+          heads.index,
+          heads.index_sample,
+          heads.index_step};
+}
+
+// The lowest and the highest of a sample, on the CPU.
+std::pair<int64_t, int64_t> bounds_of(const Codes& codes, int64_t sample) {
+  std::pair<int64_t, int64_t> bounds{codes.data[sample * codes.sample], codes.data[sample * codes.sample]};
+  for (int64_t n = 1; n < codes.tokens; ++n) {
+    const int64_t code = codes.data[sample * codes.sample + n * codes.step];
+    bounds = {std::min(bounds.first, code), std::max(bounds.second, code)};
+  }
+  return bounds;
+}
+
+void check_entries(const char* op, const PairBias& bias, const Extent& extent) {
+  if (bias.q_code.tokens == 0 || bias.k_code.tokens == 0) return;
+  for (int64_t b = 0; b < extent.samples; ++b) {
+    const auto q = bounds_of(bias.q_code, b), k = bounds_of(bias.k_code, b);
+    if (q.first < k.second || q.second - k.first >= bias.entries)
+      refuse(op, "q_code - k_code must be within 0 and ", bias.entries - 1, ", got ", q.first, " to ",
+             q.second, " and ", k.first, " to ", k.second, " in sample ", b);
+  }
+}
+
+}  // namespace
+
+PairBias check_bias(const char* op, const BiasArguments& a, const Extent& extent, const Tokens& tokens) {
+  const bool by_code = a.q_code || a.k_code;
+  if (!a.bias && by_code) refuse(op, "bias must be a table where q_code and k_code are given, got none");
+  if (!a.bias) return {};
+  const TensorView& bias = *a.bias;
+  const Device device = tokens.q.device;
   check_device(op, "bias", bias, device);
   if (!is_real_float(bias.dtype))
     refuse(op, "bias must be float32, float16, bfloat16 or float64, got ", name(bias.dtype));
-  const int64_t whole[] = {extent.samples, extent.heads, extent.queries, extent.keys};
+  const int64_t entries = bias.rank == 4 ? bias.sizes[3] : 0;
+  const int64_t whole[] = {extent.samples, extent.heads, by_code ? 1 : extent.queries,
+                           by_code ? std::max(int64_t{1}, entries) : extent.keys};
   bool fits = bias.rank == 4;
   for (int d = 0; fits && d < 4; ++d) fits = bias.sizes[d] == 1 || bias.sizes[d] == whole[d];
   if (!fits)
     refuse(op, "bias must have shape [", whole[0], " or 1, ", whole[1], " or 1, ", whole[2], " or 1, ",
-           whole[3], " or 1], got ", shape_text(bias));
+           by_code ? "entries" : std::to_string(whole[3]) + " or 1", "], got ", shape_text(bias));
   const auto stride = [&bias](int d) { return bias.sizes[d] == 1 ? int64_t{0} : bias.strides[d]; };
-  return {bias.data, bias.dtype, stride(0), stride(1), stride(2), stride(3)};
+  PairBias checked{{bias.data, bias.dtype, stride(0), stride(1), stride(2), stride(3)}, {}, {}, 0};
+  if (!by_code) return checked;
+  checked.q_code = check_codes(op, "q_code", a.q_code, tokens.q, tokens.q_index);
+  checked.k_code = check_codes(op, "k_code", a.k_code, tokens.k, tokens.kv_index);
+  checked.entries = entries;
+  if (device.type == DeviceType::cpu) check_entries(op, checked, extent);
+  return checked;
 }
 
-std::vector<Named> inputs_of(const PlanArguments& plan, const Tokens& tokens, std::vector<Named> others) {
-  others.insert(others.end(), {{"q", &tokens.q},
+std::vector<Named> inputs_of(const PlanArguments& plan, const Tokens& tokens, const BiasArguments& bias,
+                             std::vector<Named> others) {
+  const auto optional = [](const std::optional<TensorView>& t) { return t ? &*t : nullptr; };
+  others.insert(others.end(), {{"bias", optional(bias.bias)},
+                               {"q_code", optional(bias.q_code)},
+                               {"k_code", optional(bias.k_code)},
+                               {"q", &tokens.q},
                                {"k", &tokens.k},
                                {"v", &tokens.v},
-                               {"q_index", tokens.q_index ? &*tokens.q_index : nullptr},
-                               {"kv_index", tokens.kv_index ? &*tokens.kv_index : nullptr},
+                               {"q_index", optional(tokens.q_index)},
+                               {"kv_index", optional(tokens.kv_index)},
                                {"offsets", &plan.offsets},
                                {"columns", &plan.columns},
-                               {"masks", plan.masks ? &*plan.masks : nullptr},
-                               {"bits", plan.bits ? &*plan.bits : nullptr}});
+                               {"masks", optional(plan.masks)},
+                               {"bits", optional(plan.bits)}});
   return others;
 }
 
@@ -222,7 +315,8 @@ Heads heads_of(const TensorView& t, const std::optional<TensorView>& index) {
 }
 
 Scores lse_of(const TensorView& t) {
-  return {t.data, t.dtype, t.strides[0], t.strides[1], t.strides[2], 0};
+  const int64_t* const strides = t.strides + t.rank - 3;
+  return {t.data, t.dtype, strides[0], strides[1], strides[2], 0};
 }
 
 }  // namespace fastdiff::attention

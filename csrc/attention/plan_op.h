@@ -2,6 +2,8 @@
 // A plan as torch's tensors.
 #pragma once
 
+#include <utility>
+
 #include "attention/plan.h"
 #include "core/host.h"
 
@@ -20,13 +22,20 @@ inline Tokens tokens_of(const char* op, const Tensor& q, const Tensor& k, const 
 
 inline PlanArguments plan_of(const char* op, const Tensor& offsets, const Tensor& columns,
                              const std::optional<Tensor>& masks, const std::optional<Tensor>& bits,
-                             int64_t block_q, int64_t block_k) {
+                             int64_t block_q, int64_t block_k, std::vector<int64_t> sets = {}) {
   return {view_of(op, "offsets", offsets),
           view_of(op, "columns", columns),
           optional_view(op, "masks", masks),
           optional_view(op, "bits", bits),
           block_q,
-          block_k};
+          block_k,
+          std::move(sets)};
+}
+
+inline BiasArguments bias_of(const char* op, const std::optional<Tensor>& bias,
+                             const std::optional<Tensor>& q_code, const std::optional<Tensor>& k_code) {
+  return {optional_view(op, "bias", bias), optional_view(op, "q_code", q_code),
+          optional_view(op, "k_code", k_code)};
 }
 
 }  // namespace fastdiff::attention

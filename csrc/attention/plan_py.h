@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 
 #include "attention/plan.h"
 #include "core/python.h"
@@ -38,13 +39,28 @@ class PlanArrays {
         bits_(bits, where + "bits", Access::read, stream) {}
 
   // Borrows from this object.
-  PlanArguments arguments(int64_t block_q, int64_t block_k) const {
-    return {offsets_.view(), columns_.view(), masks_.view(), bits_.view(), block_q, block_k};
+  PlanArguments arguments(int64_t block_q, int64_t block_k, std::vector<int64_t> sets = {}) const {
+    return {offsets_.view(), columns_.view(), masks_.view(), bits_.view(), block_q, block_k, std::move(sets)};
   }
 
  private:
   DlpackTensor offsets_, columns_;
   OptionalArray masks_, bits_;
+};
+
+class BiasArrays {
+ public:
+  BiasArrays(const std::string& where, py::handle bias, py::handle q_code, py::handle k_code,
+             uintptr_t stream)
+      : bias_(bias, where + "bias", Access::read, stream),
+        q_code_(q_code, where + "q_code", Access::read, stream),
+        k_code_(k_code, where + "k_code", Access::read, stream) {}
+
+  // Borrows from this object.
+  BiasArguments arguments() const { return {bias_.view(), q_code_.view(), k_code_.view()}; }
+
+ private:
+  OptionalArray bias_, q_code_, k_code_;
 };
 
 }  // namespace fastdiff::attention

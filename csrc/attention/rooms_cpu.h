@@ -20,9 +20,10 @@ inline int64_t lanes_of(const Plan& plan) {
   return rounded_up(plan.block_q, kMostLanes);
 }
 // What BlockBias needs.
-inline int64_t bias_numel(const Plan& plan, const Scores& bias) {
+inline int64_t bias_numel(const Plan& plan, const PairBias& bias) {
   if (bias.data == nullptr) return 0;
-  return bias.query != 0 ? int64_t{plan.block_k} * kMostLanes : rounded_up(plan.block_k, kMostWidth);
+  const int64_t block = bias.is_of_pairs() ? int64_t{plan.block_k} * kMostLanes : plan.block_k;
+  return rounded_up(bias.entries, kMostWidth) + rounded_up(block, kMostWidth);
 }
 
 }  // namespace

@@ -17,22 +17,11 @@ struct KeyExtras {
   uint32_t bits[kKeys][kWords];
 };
 
-// A bias that is one of keys; another one is read where it is added.
-__device__ __forceinline__ bool is_of_keys(const Scores& bias) {
-  return bias.data != nullptr && bias.query == 0;
-}
-__device__ __forceinline__ bool is_of_queries(const Scores& bias) {
-  return bias.data != nullptr && bias.query != 0;
-}
-
-__device__ __forceinline__ int64_t bias_at(const Scores& bias, const QueryTile& queries, int q, int key) {
-  return bias.at(queries.sample, queries.head, queries.first + q) + key * bias.key;
-}
-
 // Starts to copy the bits; gives the bias of this thread's key, for store_bias.
 template <int kKeys>
-__device__ __forceinline__ float fetch_extras(const Plan& plan, const Scores& bias, const QueryTile& queries,
-                                              const KeyTile& keys, KeyExtras<kKeys>& extras) {
+__device__ __forceinline__ float fetch_extras(const Plan& plan, const PairBias& bias,
+                                              const QueryTile& queries, const KeyTile& keys,
+                                              KeyExtras<kKeys>& extras) {
   constexpr int kWords = KeyExtras<kKeys>::kWords;
   const int thread = static_cast<int>(threadIdx.x);
   if (keys.bits != nullptr && thread < kKeys * kWords) {
@@ -40,30 +29,32 @@ __device__ __forceinline__ float fetch_extras(const Plan& plan, const Scores& bi
     copy_word(plan, keys.bits, keys.within + k, queries.within / 32 + word, k < keys.count,
               &extras.bits[k][word]);
   }
-  if (!is_of_keys(bias) || thread >= keys.count) return 0;
-  return bias_of<float>(bias, bias_at(bias, queries, 0, keys.first + thread));
+  if (!bias.is_of_keys() || thread >= keys.count) return 0;
+  return bias_of<float>(bias, element_of(bias, queries.sample, queries.head, 0, keys.first + thread));
 }
 template <int kKeys>
-__device__ __forceinline__ void store_bias(const Scores& bias, float value, KeyExtras<kKeys>& extras) {
-  if (is_of_keys(bias) && threadIdx.x < kKeys) extras.bias[threadIdx.x] = value;
+__device__ __forceinline__ void store_bias(const PairBias& bias, float value, KeyExtras<kKeys>& extras) {
+  if (bias.is_of_keys() && threadIdx.x < kKeys) extras.bias[threadIdx.x] = value;
 }
 
-// Straight from its tensor: a bias that differs between queries.
+// Straight from its tensor: a bias of pairs.
 template <int kTiles>
-__device__ __forceinline__ void scale_and_add_bias(const Scores& bias, const QueryTile& queries,
+__device__ __forceinline__ void scale_and_add_bias(const PairBias& bias, const QueryTile& queries,
                                                    const KeyTile& keys, int first_row, float scale,
                                                    float (&scores)[kTiles][4]) {
   const int g = lane_of_warp() / 4, t = lane_of_warp() % 4;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int q = first_row + g + 8 * i;
-    int64_t at = bias_at(bias, queries, q, keys.first + 2 * t);
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n, at += 8 * bias.key)
+    for (int n = 0; n < kTiles; ++n)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const bool there = q < queries.count && 8 * n + 2 * t + e < keys.count;
-        const float value = there ? bias_of<float>(bias, at + e * bias.key) : 0.0f;
+        const int k = 8 * n + 2 * t + e;
+        const bool there = q < queries.count && k < keys.count;
+        const float value = there ? bias_of<float>(bias, element_of(bias, queries.sample, queries.head,
+                                                                    queries.first + q, keys.first + k))
+                                  : 0.0f;
         scores[n][2 * i + e] = fma_(scores[n][2 * i + e], scale, value);
       }
   }
@@ -71,11 +62,11 @@ __device__ __forceinline__ void scale_and_add_bias(const Scores& bias, const Que
 
 // Products to scores in units of log 2, with the bias, -inf where nothing is seen. `first_row`: the warp's.
 template <int kTiles>
-__device__ __forceinline__ void finish_scores(const Scores& bias, const QueryTile& queries,
+__device__ __forceinline__ void finish_scores(const PairBias& bias, const QueryTile& queries,
                                               const KeyTile& keys, const KeyExtras<8 * kTiles>& extras,
                                               int first_row, float scale, float (&scores)[kTiles][4]) {
   const int g = lane_of_warp() / 4, t = lane_of_warp() % 4;
-  if (is_of_queries(bias)) {
+  if (bias.is_of_pairs()) {
     scale_and_add_bias(bias, queries, keys, first_row, scale, scores);
   } else {
 #pragma unroll
@@ -83,7 +74,7 @@ __device__ __forceinline__ void finish_scores(const Scores& bias, const QueryTil
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int k = 8 * n + 2 * t + e % 2;
-        const float value = is_of_keys(bias) && k < keys.count ? extras.bias[k] : 0.0f;
+        const float value = bias.is_of_keys() && k < keys.count ? extras.bias[k] : 0.0f;
         scores[n][e] = fma_(scores[n][e], scale, value);
       }
   }

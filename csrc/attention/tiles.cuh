@@ -72,6 +72,24 @@ __device__ void load_tokens(const Heads& t, const Rows& rows, int count, int dim
   }
 }
 
+// The tile, as load_tokens has left it, moves by `mix` of the way to the same tokens of another tensor.
+template <class G, int kTokens>
+__device__ void mix_tokens(const Heads& end, const Rows& rows, int count, int dim, typename G::Real factor,
+                           typename G::Real mix, typename G::Real* tile) {
+  using T = typename G::Real;
+  constexpr int kPacks = G::kDim / G::kPack;
+  for (int n = static_cast<int>(threadIdx.x); n < kTokens * kPacks;
+       n += G::kThreads) {  // as there: no barrier
+    const int token = n / kPacks, d = n % kPacks * G::kPack;
+    if (token >= count || d >= dim) continue;
+    const int64_t from = place_of(end, rows, token) + d * end.element;
+    for (int e = 0; e < G::kPack; ++e) {
+      T& x = tile[token * G::kPitch + d + e];
+      x = fma_(mix, load_as<T>(end.data, end.dtype, from + e * end.element) * factor - x, x);
+    }
+  }
+}
+
 // scores[row][column] = rows[row] . columns[column]; D is a multiple of 8.
 template <class G>
 __device__ __forceinline__ void multiply(const typename G::Real* rows, const typename G::Real* columns,
@@ -179,13 +197,14 @@ __device__ __forceinline__ double power_of_two(double x) {
   return exp2(x);
 }
 
-// A score with its bias, or -inf where it is not seen. q and k are places in their blocks, `bias_at` the
-// element of the bias for this pair.
+// A score with its bias, or -inf where it is not seen: of the q-th and k-th of two tiles.
 template <class T>
-__device__ __forceinline__ T finish_score(const Plan& plan, const Scores& bias, const uint32_t* bits, int q,
-                                          int k, int64_t bias_at, T score) {
-  if (!sees(plan, bits, q, k)) return -static_cast<T>(INFINITY);
-  return bias.data == nullptr ? score : score + bias_of<T>(bias, bias_at);
+__device__ __forceinline__ T finish_score(const Plan& plan, const PairBias& bias, const QueryTile& queries,
+                                          const KeyTile& keys, int q, int k, T score) {
+  if (!sees(plan, keys.bits, queries.within + q, keys.within + k)) return -static_cast<T>(INFINITY);
+  if (bias.data == nullptr) return score;
+  return score +
+         bias_of<T>(bias, element_of(bias, queries.sample, queries.head, queries.first + q, keys.first + k));
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
 from fastdiff.attention import (
     AttentionPlan,
+    RelativeBias,
     SparseAttention,
     block_sparse_attention,
     block_sparse_attention_backward,
@@ -44,6 +45,7 @@ __all__ = [
     "DWT",
     "IDWT",
     "AttentionPlan",
+    "RelativeBias",
     "SparseAttention",
     "__version__",
     "attention",

@@ -18,6 +18,8 @@ namespace mma {
 
 using namespace attention;
 
+inline constexpr int kMostDimOfSets = 128;
+
 template <int kDim_>
 struct Sizes {
   static constexpr int kDim = kDim_;
@@ -46,9 +48,15 @@ struct alignas(16) Memory {
 // One warp's running softmax, of its rows g and g + 8.
 template <class S>
 struct Running {
-  float highest[2] = {kLowest<float>, kLowest<float>};  // in units of log 2
-  float total[2] = {0, 0};                              // of this lane's columns
+  float highest[2];  // in units of log 2
+  float total[2];    // of this lane's columns
   float sums[S::kDim / 8][4];
+
+  __device__ __forceinline__ void begin() {
+    highest[0] = highest[1] = kLowest<float>;
+    total[0] = total[1] = 0;
+    clear(sums);
+  }
 
   // Scores, times `factor` in units of log 2, to their exponentials, with everything that a new maximum
   // changes.
@@ -88,25 +96,39 @@ class Block {
       : p_(p),
         memory_(memory),
         tile_(query_tile<S::kQueries>(p.extent, p.plan, blockIdx.x)),
+        split_(static_cast<int>(blockIdx.y)),
         kv_(tile_.head / static_cast<int>(p.extent.heads / p.extent.kv_heads)),
         first_row_(warp_of_block() * kWarpRows),
         scale_(static_cast<float>(p.scale * kLog2E)) {}
 
   __device__ void run() {
     if (tile_.count <= 0) return;  // past the last query
-    Walk<S::kKeys> walk(p_.plan, static_cast<int>(p_.extent.keys),
-                        entries_of(p_.plan, tile_.sample, tile_.head, tile_.row, kBadPlan), kBadPlan);
+    Walk<S::kKeys> walk(p_.plan, entries_of(p_, tile_, split_), kBadPlan);
     uint16_t* const queries = memory_.queries_at_first();
     copy_tokens<S::kDim>(p_.q, p_.q.rows(tile_.sample, tile_.head, tile_.first), tile_.count, S::kQueries,
                          p_.extent.head_dim, queries);
     ptx::cp_async_commit();
-    bool more = walk.next();
-    if (more) store_bias(p_.bias, fetch(walk.tile(), 0), memory_.extras[0]);
-    ptx::cp_async_commit();
-    ptx::cp_async_wait<1>();
-    __syncthreads();  // the queries are there
-    keep_queries(queries);
-    clear(running_.sums);
+    for (int set = 0; set < p_.plan.sets; ++set) {
+      if (set > 0) walk.next_set();
+      const bool some = walk.next();
+      if (set > 0) __syncthreads();  // nobody reads the last stages of the set before
+      if (some) store_bias(p_.bias, fetch(walk.tile(), 0), memory_.extras[0]);
+      ptx::cp_async_commit();
+      if (set == 0) {
+        ptx::cp_async_wait<1>();
+        keep_queries(queries);
+      }
+      running_.begin();
+      attend(walk, some);
+      finish(set + split_);
+      if (p_.plan.sets > 1) hand_over(set);
+    }
+    __syncthreads();  // the results go where keys were
+    store();
+  }
+
+ private:
+  __device__ __forceinline__ void attend(Walk<S::kKeys>& walk, bool more) {
     for (int stage = 0; more; stage ^= 1) {
       const KeyTile keys = walk.tile();
       ptx::cp_async_wait<0>();
@@ -123,16 +145,35 @@ class Block {
       if (more) store_bias(p_.bias, bias, memory_.extras[stage ^ 1]);
     }
     ptx::cp_async_wait<0>();
-    __syncthreads();  // the results go where keys were
-    store();
   }
 
- private:
-  __device__ __forceinline__ void keep_queries(const uint16_t* queries) {
+  // They have arrived for this thread.
+  __device__ __forceinline__ void keep_queries(uint16_t* queries) {
+    if (p_.q_end.data != nullptr) mix_queries(queries);
+    __syncthreads();  // and for all
     if constexpr (S::kKeepsQueries) {
 #pragma unroll
       for (int k = 0; k < S::kDim / 16; ++k)
         ptx::ldmatrix_x4(queries_[k], rows_at<S::kDim>(queries, first_row_, k));
+    }
+  }
+
+  // Each thread has the chunks that it has copied itself. Rounded, as torch.lerp does.
+  __device__ __forceinline__ void mix_queries(uint16_t* queries) const {
+    constexpr int kChunks = S::kDim / 8;
+    const Rows rows = p_.q_end.rows(tile_.sample, tile_.head, tile_.first);
+    const auto* const end = static_cast<const uint16_t*>(p_.q_end.data);
+    const auto mix = static_cast<float>(p_.mix);
+    for (int n = static_cast<int>(threadIdx.x); n < S::kQueries * kChunks; n += kMmaThreads) {
+      const int r = n / kChunks, c = n % kChunks;
+      if (r >= tile_.count || 8 * c >= p_.extent.head_dim) continue;
+      uint16_t* const own = queries + chunk_at<S::kDim>(r, c);
+      const int64_t from = place_of(p_.q_end, rows, r) + 8 * c;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const float x = load_as<float>(own, p_.q.dtype, e);
+        store_as<float>(own, p_.q.dtype, e, fma_(mix, load_as<float>(end, p_.q.dtype, from + e) - x, x));
+      }
     }
   }
 
@@ -165,29 +206,73 @@ class Block {
     accumulate_rows<kBfloat, kWhole, S::kDim>(scores, memory_.stage[stage].v, keys.count, running_.sums);
   }
 
-  __device__ __forceinline__ void store() {
+  // What a set of keys, or a split, has given: its lse; its sums times what makes them a part of out.
+  __device__ __forceinline__ void finish(int part) {
     const int count = tile_.count - first_row_;
     if (count <= 0) return;
-    float part[2];
-    const int first = tile_.first + first_row_;
+    float factors[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float total = quad_total(running_.total[i]);
-      part[i] = total == 0 ? 0.0f : 1.0f / total;
-      const int row = lane_of_warp() / 4 + 8 * i;
-      if (lane_of_warp() % 4 != 0 || row >= count) continue;
+      const int row = lane_of_warp() / 4 + 8 * i, query = tile_.first + first_row_ + row;
+      factors[i] = total == 0 ? 0.0f : 1.0f / total;
+      if (row >= count) continue;
+      if (p_.weights.data != nullptr)
+        factors[i] *=
+            load_as<float>(p_.weights.data, p_.weights.dtype,
+                           p_.weights.at(tile_.sample, tile_.head, query) + part * p_.weights_of_set);
+      if (lane_of_warp() % 4 != 0) continue;
       const float lse =
           total == 0 ? -INFINITY : fma_(running_.highest[i], static_cast<float>(kLn2), logf(total));
-      store_as<float>(p_.lse.data, p_.lse.dtype, p_.lse.at(tile_.sample, tile_.head, first + row), lse);
+      store_as<float>(p_.lse.data, p_.lse.dtype,
+                      p_.lse.at(tile_.sample, tile_.head, query) + part * p_.lse_of_part, lse);
     }
+#pragma unroll
+    for (int c = 0; c < S::kDim / 8; ++c)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) running_.sums[c][e] *= factors[e / 2];
+  }
+
+  // The sums of all sets so far are in shared memory, each thread's its own; those of all at last in
+  // registers.
+  __device__ __forceinline__ void hand_over(int set) {
+    float* const others = reinterpret_cast<float*>(&memory_ + 1) + threadIdx.x;
+#pragma unroll
+    for (int c = 0; c < S::kDim / 8; ++c)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float& here = others[(4 * c + e) * kMmaThreads];
+        if (set > 0) running_.sums[c][e] += here;
+        here = running_.sums[c][e];
+      }
+  }
+
+  __device__ __forceinline__ void store() {
+    const int count = min(tile_.count - first_row_, kWarpRows);
+    if (count <= 0) return;
+    const int64_t at =
+        p_.out.at(tile_.sample, tile_.head, tile_.first + first_row_) + split_ * p_.out_of_split;
+    if (p_.splits > 1) return store_floats(static_cast<float*>(p_.out.data) + at, count);
     uint16_t* const rows = reinterpret_cast<uint16_t*>(&memory_) + first_row_ * S::kDim;
-    store_rows<kBfloat, S::kDim>(p_.out, p_.out.at(tile_.sample, tile_.head, first), min(count, kWarpRows),
-                                 p_.extent.head_dim, running_.sums, part, rows);
+    store_rows<kBfloat, S::kDim>(p_.out, at, count, p_.extent.head_dim, running_.sums, {1.0f, 1.0f}, rows);
+  }
+
+  // A split's.
+  __device__ __forceinline__ void store_floats(float* out, int count) const {
+    const int g = lane_of_warp() / 4, t = lane_of_warp() % 4, dim = p_.extent.head_dim;
+#pragma unroll
+    for (int c = 0; c < S::kDim / 8; ++c)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (g + 8 * i < count && 8 * c < dim)
+          *reinterpret_cast<float2*>(out + (g + 8 * i) * p_.out.row + 8 * c + 2 * t) =
+              float2{running_.sums[c][2 * i], running_.sums[c][2 * i + 1]};
   }
 
   const Params& p_;
   Memory<S>& memory_;
   const QueryTile tile_;
+  const int split_;
   const int kv_;         // the head of its keys
   const int first_row_;  // of this warp
   const float scale_;    // to units of log 2
@@ -201,11 +286,18 @@ __global__ void __launch_bounds__(kMmaThreads) attend(const Params p) {
   Block<kBfloat, S>(p, *dynamic_smem<Memory<S>>()).run();
 }
 
+// With what hand_over needs.
+template <int kDim>
+constexpr size_t smem_bytes(bool sets) {
+  return sizeof(Memory<Sizes<kDim>>) + (sets ? kTileRows * kDim * sizeof(float) : 0);
+}
+
 template <bool kBfloat, int kDim>
 void launch_dim(const Params& p, cudaStream_t stream) {
-  static_assert(sizeof(Memory<Sizes<kDim>>) <= kMostSmem);
+  static_assert(smem_bytes<kDim>(kDim <= kMostDimOfSets) <= kMostSmem);
   const unsigned blocks = blocks_for(query_tiles(p.extent, p.plan, kTileRows), 1);
-  launch(&attend<kBfloat, kDim>, dim3(blocks), dim3(kMmaThreads), sizeof(Memory<Sizes<kDim>>), stream, p);
+  launch(&attend<kBfloat, kDim>, dim3(blocks, p.splits), dim3(kMmaThreads), smem_bytes<kDim>(p.plan.sets > 1),
+         stream, p);
 }
 
 template <bool kBfloat>
@@ -213,9 +305,11 @@ void launch_type(const Params& p, cudaStream_t stream) {
   with_wide_dim(p.extent.head_dim, [&](auto dim) { launch_dim<kBfloat, dim()>(p, stream); });
 }
 
-// Whether all can be read in chunks.
+// Whether all can be read in chunks, and the sums of several sets have room.
 inline bool fits(const Params& p) {
   const Extent& e = p.extent;
+  if (p.plan.sets > 1 && e.head_dim > kMostDimOfSets) return false;
+  if (p.q_end.data != nullptr && !has_chunks(p.q_end, e.samples, e.heads)) return false;
   return has_chunks(p.q, e.samples, e.heads) && has_chunks(p.k, e.samples, e.kv_heads) &&
          has_chunks(p.v, e.samples, e.kv_heads);
 }

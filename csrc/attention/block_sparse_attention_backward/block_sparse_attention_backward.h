@@ -6,7 +6,8 @@
 //   dq[q] = scale sum_k ds[q, k] k[k]              dk[k] = scale sum_q ds[q, k] q[q]
 //   dv[k] = sum_q p[q, k] dout[q]                  dbias[k] = sum_q ds[q, k]
 //
-// where dk and dv are sums over all heads that read the key.
+// where dk and dv are sums over all heads that read the key. Of a bias that is a table, an entry's gradient
+// is the sum over all pairs that have it.
 #pragma once
 
 #include <optional>
@@ -23,23 +24,24 @@ struct Arguments {
   TensorView out, lse;             // [B, H, N_q, D], [B, H, N_q]
   std::optional<TensorView> dlse;  // like lse
   attention::PlanArguments plan;
-  std::optional<TensorView> bias;  // [B|1, H|1, N_q|1, N_kv|1]
+  attention::BiasArguments bias;
   double scale = 1;
   bool wants_bias = false;
 };
 
 struct Results {
   TensorView dq, dk, dv;  // [B, H, N_q, D], [B, H_kv, N_kv, D]
-  TensorView dbias;       // [B, H, N_kv], of the dtype of lse; [0] if it is not wanted
+  TensorView dbias;       // [B, H, N_kv] or [B, H, T], of the dtype of lse; [0] if it is not wanted
 };
 
 struct Params {
   attention::Extent extent;
   attention::Plan plan;
   attention::Heads dout, q, k, v, out;
-  attention::Scores lse, dlse, bias;
+  attention::Scores lse, dlse;
+  attention::PairBias bias;
   attention::Heads dq, dk, dv;
-  attention::Scores dbias;  // [B, H, N_kv]: `query` is the stride of keys
+  attention::Scores dbias, dtable;  // [B, H, N_kv] or [B, H, T]: `query` is the last stride
   double scale = 1;
 
   bool wide() const { return q.dtype == DType::f64; }
@@ -54,6 +56,9 @@ Params prepare(const Arguments& arguments, const attention::Extent& extent, cons
 // Memory that a launch needs, best aligned to a cache line; its contents do not matter.
 int64_t cpu_scratch_bytes(const Params& params, int threads);
 int64_t scratch_bytes(const Params& params);  // launch_cuda, on the device
+
+// The last size of dbias, where it is wanted.
+int64_t dbias_size(const Arguments& arguments, const attention::Extent& extent);
 
 template <Isa>
 struct Cpu {

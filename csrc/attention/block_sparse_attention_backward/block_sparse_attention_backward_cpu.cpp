@@ -36,7 +36,9 @@ class Worker {
   using L = Lanes<T>;
 
  public:
-  Worker(const Params& p, T* memory) : p_(p), dim_(p.extent.head_dim), room_(p) {
+  Worker(const Params& p, T* memory)
+      : p_(p), dim_(p.extent.head_dim), room_(p), bias_(p.plan, p.bias, memory) {
+    memory += room_.bias;
     const auto take = [&memory](int64_t count) {
       T* const taken = memory;
       memory += count;
@@ -47,7 +49,6 @@ class Worker {
     for (T** numbers : {&lse_, &delta_}) *numbers = take(room_.lanes);
     for (T** block : {&p_block_, &ds_block_}) *block = take(room_.block);
     for (T*& block : converted_) block = take(room_.converted);
-    bias_ = take(room_.bias);
     for (T** sums : {&dk_, &dv_}) *sums = take(room_.sums);
     dbias_ = take(room_.bias_sums);
   }
@@ -59,14 +60,15 @@ class Worker {
     const int64_t group = p_.extent.heads / p_.extent.kv_heads;
     for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
       std::fill_n(dbias_, room_.bias_sums, T(0));
+      bias_.enter_head(b, h);
       for (int64_t r = 0; r < p_.plan.rows; ++r) {
         const int64_t first = r * p_.plan.block_q;
         const int queries = static_cast<int>(std::min<int64_t>(p_.plan.block_q, p_.extent.queries - first));
         with_registers<T>(queries, [&](auto registers) { row<registers()>(b, h, kv, r, first, queries); });
       }
-      if (p_.dbias.data)
-        for (int64_t j = 0; j < p_.extent.keys; ++j)
-          store_as<T>(p_.dbias.data, p_.dbias.dtype, p_.dbias.at(b, h, j), dbias_[j]);
+      const Scores& sums = p_.dtable.data ? p_.dtable : p_.dbias;
+      for (int64_t n = 0; n < Room::dbias_numel(p_); ++n)
+        store_as<T>(sums.data, sums.dtype, sums.at(b, h, n), dbias_[n]);
     }
     const T scale = static_cast<T>(p_.scale);
     for (int64_t j = 0; j < p_.extent.keys; ++j) {
@@ -86,19 +88,19 @@ class Worker {
     enter(b, h, first, queries, lanes);
     const int32_t* const entries = p_.plan.of(b, h) + r;
     for (int64_t e = entries[0]; e < entries[1]; ++e) {
-      const int64_t key = int64_t{p_.plan.columns[e]} * p_.plan.block_k;
-      const int keys = static_cast<int>(std::min<int64_t>(p_.plan.block_k, p_.extent.keys - key));
+      const auto [key, keys] = p_.plan.keys_of(0, p_.plan.columns[e]);
       const T* const k = rows_of(p_.k, p_.k.rows(b, kv, key), keys, dim_, converted_[0]);
       const T* const v = rows_of(p_.v, p_.v.rows(b, kv, key), keys, dim_, converted_[1]);
-      BlockBias<T> bias(p_.plan, e, p_.bias, p_.bias.at(b, h, first) + key * p_.bias.key, keys, bias_);
+      bias_.enter_block(e, first, key, keys);
       for (int s = 0; s < strips; ++s)
-        strip<kRegisters>(k, v, keys, s, across, bias.of_strip(s * lanes, lanes, queries));
+        strip<kRegisters>(k, v, keys, s, across, bias_.of_strip(s * lanes, lanes, queries));
       T *const dk = dk_ + key * room_.wide_dim, *const dv = dv_ + key * room_.wide_dim;
       add_product(Factor<T>{p_block_, across, 1}, dout_rows_, queries, dv, keys, room_.wide_dim);
       add_product(Factor<T>{ds_block_, across, 1}, query_rows_, queries, dk, keys, room_.wide_dim);
       if (p_.dbias.data)
         for (int j = 0; j < keys; ++j)
           for (int q = 0; q < queries; ++q) dbias_[key + j] = dbias_[key + j] + ds_block_[j * across + q];
+      if (p_.dtable.data) bias_.add_to_table(ds_block_, across, queries, dbias_);
     }
     const T scale = static_cast<T>(p_.scale);
     for (int q = 0; q < queries; ++q) {
@@ -165,11 +167,12 @@ class Worker {
   const Params& p_;
   const int dim_;
   const Room room_;
+  BlockBias<T> bias_;
   T *queries_, *dout_, *dq_;    // [strips][D][lanes]; the queries times scale log2(e)
   T *query_rows_, *dout_rows_;  // [queries][wide_dim]
   T *lse_, *delta_;             // [lanes of the block]; lse in units of log 2
   T *p_block_, *ds_block_;      // [keys][lanes of the block]
-  T *converted_[2], *bias_, *dk_, *dv_, *dbias_;
+  T *converted_[2], *dk_, *dv_, *dbias_;
 };
 
 template <class T>

@@ -8,11 +8,32 @@
 
 namespace fastdiff::block_sparse_attention_backward {
 
+namespace {
+
+// delta for all; then the gradients, and that of a table.
+template <class G>
+void launch_all(const Params& p, void* scratch, cudaStream_t stream) {
+  using T = typename G::Real;
+  auto* const delta = static_cast<T*>(scratch);
+  general::launch_delta(p, delta, stream);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (mma::fits(p))
+      mma::launch_mma(p, delta, stream);
+    else
+      general::launch_tiling<G>(p, delta, stream);
+  } else {
+    general::launch_tiling<G>(p, delta, stream);
+  }
+  if (p.dtable.data != nullptr)
+    general::launch_tables<G>(p, delta, delta + p.extent.samples * p.extent.heads * p.extent.queries, stream);
+}
+
+}  // namespace
+
 void launch_cuda(const Params& params, void* scratch, int device, void* stream) {
   const OnDevice on_device(device);
   const auto on = static_cast<cudaStream_t>(stream);
-  if (mma::fits(params)) return mma::launch_mma(params, scratch, on);
-  general::launch_general(params, scratch, on);
+  general::with_tiling(params, [&](auto tiling) { launch_all<decltype(tiling)>(params, scratch, on); });
 }
 
 }  // namespace fastdiff::block_sparse_attention_backward

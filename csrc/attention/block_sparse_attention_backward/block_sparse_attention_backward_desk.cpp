@@ -11,7 +11,7 @@ namespace {
 constexpr const char* kOp = "block_sparse_attention_backward";
 
 void check_dbias(const Arguments& a, const attention::Extent& extent, const TensorView& dbias) {
-  const int64_t wanted[] = {extent.samples, extent.heads, extent.keys}, none[] = {0};
+  const int64_t wanted[] = {extent.samples, extent.heads, dbias_size(a, extent)}, none[] = {0};
   const TensorView like{nullptr, a.lse.dtype,      a.wants_bias ? 3 : 1, a.wants_bias ? wanted : none,
                         nullptr, a.tokens.q.device};
   attention::check_like(kOp, "dbias", dbias, "lse", like);
@@ -24,13 +24,16 @@ attention::Extent check(const Arguments& a) {
   const attention::Gathered queries(a.tokens.q, extent.queries);
   attention::check_like(kOp, "dout", a.dout, "q", queries.view());
   attention::check_like(kOp, "out", a.out, "q", queries.view());
-  attention::check_lse(kOp, "lse", a.lse, queries.view());
-  if (a.dlse) attention::check_lse(kOp, "dlse", *a.dlse, queries.view());
+  const attention::LseShape lse(queries.view());
+  attention::check_lse(kOp, "lse", a.lse, lse);
+  if (a.dlse) attention::check_lse(kOp, "dlse", *a.dlse, lse);
   if (!std::isfinite(a.scale)) refuse(kOp, "scale must be finite, got ", a.scale);
-  if (a.wants_bias && (!a.bias || a.bias->rank != 4 || a.bias->sizes[2] != 1))
+  const std::optional<TensorView>& bias = a.bias.bias;
+  if (a.wants_bias && (!bias || bias->rank != 4 || bias->sizes[2] != 1))
     refuse(kOp,
-           "bias must be one of keys, [B or 1, H or 1, 1, N_kv or 1], where its gradient is wanted, got ",
-           a.bias ? shape_text(*a.bias) : "none");
+           "bias must be one of keys, [B or 1, H or 1, 1, N_kv or 1], or a table, where its gradient is "
+           "wanted, got ",
+           bias ? shape_text(*bias) : "none");
   return extent;
 }
 
@@ -38,7 +41,7 @@ Params prepare(const Arguments& a, const attention::Extent& extent, const Result
   Params p;
   p.extent = extent;
   p.plan = attention::check_plan(kOp, a.plan, extent, a.tokens.q.device);
-  if (a.bias) p.bias = attention::check_bias(kOp, *a.bias, extent, a.tokens.q.device);
+  p.bias = attention::check_bias(kOp, a.bias, extent, a.tokens);
   const attention::Gathered queries(a.tokens.q, extent.queries), keys(a.tokens.k, extent.keys);
   attention::check_like(kOp, "dq", results.dq, "q", queries.view());
   attention::check_like(kOp, "dk", results.dk, "k", keys.view());
@@ -46,12 +49,9 @@ Params prepare(const Arguments& a, const attention::Extent& extent, const Result
   check_dbias(a, extent, results.dbias);
   attention::check_results(
       kOp, {{"dq", &results.dq}, {"dk", &results.dk}, {"dv", &results.dv}, {"dbias", &results.dbias}},
-      attention::inputs_of(a.plan, a.tokens,
-                           {{"dout", &a.dout},
-                            {"out", &a.out},
-                            {"lse", &a.lse},
-                            {"dlse", a.dlse ? &*a.dlse : nullptr},
-                            {"bias", a.bias ? &*a.bias : nullptr}}));
+      attention::inputs_of(
+          a.plan, a.tokens, a.bias,
+          {{"dout", &a.dout}, {"out", &a.out}, {"lse", &a.lse}, {"dlse", a.dlse ? &*a.dlse : nullptr}}));
   p.dout = attention::heads_of(a.dout);
   p.q = attention::heads_of(a.tokens.q, a.tokens.q_index);
   p.k = attention::heads_of(a.tokens.k, a.tokens.kv_index);
@@ -62,7 +62,7 @@ Params prepare(const Arguments& a, const attention::Extent& extent, const Result
   p.dq = attention::heads_of(results.dq);
   p.dk = attention::heads_of(results.dk);
   p.dv = attention::heads_of(results.dv);
-  if (a.wants_bias) p.dbias = attention::lse_of(results.dbias);
+  if (a.wants_bias) (p.bias.entries > 0 ? p.dtable : p.dbias) = attention::lse_of(results.dbias);
   p.scale = a.scale;
   return p;
 }
@@ -72,7 +72,13 @@ int64_t cpu_scratch_bytes(const Params& p, int threads) {
 }
 
 int64_t scratch_bytes(const Params& p) {
-  return p.extent.samples * p.extent.heads * p.extent.queries * (p.wide() ? 8 : 4);  // delta
+  const int64_t tables = p.dtable.data == nullptr ? 0 : kTablesOfHead * p.bias.entries;
+  return p.extent.samples * p.extent.heads * (p.extent.queries + tables) *
+         (p.wide() ? 8 : 4);  // delta, tables
+}
+
+int64_t dbias_size(const Arguments& a, const attention::Extent& extent) {
+  return a.bias.q_code && a.bias.bias ? a.bias.bias->sizes[3] : extent.keys;
 }
 
 #if !FASTDIFF_HAS_CUDA

@@ -8,7 +8,7 @@
 // bisection, many rows at a time.
 #pragma once
 
-#include "attention/block_sparse_attention_backward/block_sparse_attention_backward.h"
+#include "attention/block_sparse_attention_backward/block_sparse_attention_backward_math.h"
 #include "attention/tiles.cuh"
 
 namespace fastdiff::block_sparse_attention_backward {
@@ -79,11 +79,11 @@ struct Pair {
   T weight, gradient;  // p and ds
 };
 
-// q and k are places in their blocks; `score` is q . k, `product` dout . v.
+// The q-th and k-th of two tiles; `score` is q . k, `product` dout . v.
 template <class T>
-__device__ __forceinline__ Pair<T> pair_of(const Params& p, const uint32_t* bits, int q, int k,
-                                           int64_t bias_at, const Query<T>& query, T score, T product) {
-  const T s = finish_score(p.plan, p.bias, bits, q, k, bias_at, score * static_cast<T>(p.scale * kLog2E));
+__device__ __forceinline__ Pair<T> pair_of(const Params& p, const QueryTile& queries, const KeyTile& keys,
+                                           int q, int k, const Query<T>& query, T score, T product) {
+  const T s = finish_score(p.plan, p.bias, queries, keys, q, k, score * static_cast<T>(p.scale * kLog2E));
   const T weight = power_of_two(s - query.lse);
   return {weight, weight * (product - query.delta)};
 }
@@ -105,56 +105,140 @@ constexpr size_t dq_smem_bytes() {
   return (2 * G::kRowTile + 2 * G::kColumnTile + G::kWeightTile) * sizeof(typename G::Real);
 }
 
+// A tile of queries, and ds with each tile of keys that it sees.
 template <class G>
-__global__ void __launch_bounds__(G::kThreads) write_dq(const Params p, const typename G::Real* delta) {
+class QueryBlock {
   using T = typename G::Real;
-  T* const queries = dynamic_smem<T>();        // [kHeight][kDim]
-  T* const douts = queries + G::kRowTile;      // the same
-  T* const keys = douts + G::kRowTile;         // [kWidth][kDim]
-  T* const values = keys + G::kColumnTile;     // the same
-  T* const weights = values + G::kColumnTile;  // ds [kHeight][kWidth]
-  const QueryTile tile = query_tile<G::kHeight>(p.extent, p.plan, blockIdx.x);
-  if (tile.count <= 0) return;  // past the last query
-  const int64_t b = tile.sample, h = tile.head, kv = h / (p.extent.heads / p.extent.kv_heads);
-  const int dim = p.extent.head_dim;
-  load_tokens<G, G::kHeight>(p.q, p.q.rows(b, h, tile.first), tile.count, dim, T(1), queries);
-  load_tokens<G, G::kHeight>(p.dout, p.dout.rows(b, h, tile.first), tile.count, dim, T(1), douts);
-  Query<T> query[G::kRows];
+
+ public:
+  __device__ QueryBlock(const Params& p, const T* delta, const QueryTile& tile)
+      : p_(p), tile_(tile), kv_(tile.head / (p.extent.heads / p.extent.kv_heads)) {
+    const int64_t b = tile.sample, h = tile.head;
+    const int dim = p.extent.head_dim;
+    load_tokens<G, G::kHeight>(p.q, p.q.rows(b, h, tile.first), tile.count, dim, T(1), queries());
+    load_tokens<G, G::kHeight>(p.dout, p.dout.rows(b, h, tile.first), tile.count, dim, T(1), douts());
 #pragma unroll
-  for (int i = 0; i < G::kRows; ++i)
-    query[i] = G::row(i) < tile.count ? query_of(p, delta, b, h, tile.first + G::row(i)) : no_query<T>();
-  Walk<G::kWidth> walk(p.plan, static_cast<int>(p.extent.keys), entries_of(p.plan, b, h, tile.row, kBadPlan),
-                       kBadPlan);
-  typename G::Sums sums;
-  clear<G>(sums);
-  while (walk.next()) {
-    const KeyTile& key = walk.tile();
-    load_tokens<G, G::kWidth>(p.k, p.k.rows(b, kv, key.first), key.count, dim, T(1), keys);
-    load_tokens<G, G::kWidth>(p.v, p.v.rows(b, kv, key.first), key.count, dim, T(1), values);
+    for (int i = 0; i < G::kRows; ++i)
+      query_[i] = G::row(i) < tile.count ? query_of(p, delta, b, h, tile.first + G::row(i)) : no_query<T>();
+  }
+
+  // body(keys), with ds in weights() for the half of a warp that has the same rows.
+  template <class Body>
+  __device__ __forceinline__ void each_tile(const Body& body) {
+    Walk<G::kWidth> walk(p_.plan, entries_of(p_.plan, tile_.sample, tile_.head, tile_.row, kBadPlan),
+                         kBadPlan);
+    while (walk.next()) {
+      write_ds(walk.tile());
+      __syncwarp();
+      body(walk.tile());
+      __syncthreads();  // all have read the keys
+    }
+  }
+
+  __device__ T* queries() const { return dynamic_smem<T>(); }          // [kHeight][kDim]
+  __device__ T* douts() const { return queries() + G::kRowTile; }      // the same
+  __device__ T* keys() const { return douts() + G::kRowTile; }         // [kWidth][kDim]
+  __device__ T* values() const { return keys() + G::kColumnTile; }     // the same
+  __device__ T* weights() const { return values() + G::kColumnTile; }  // ds [kHeight][kWidth]
+
+ private:
+  __device__ __forceinline__ void write_ds(const KeyTile& key) const {
+    const int64_t b = tile_.sample;
+    const int dim = p_.extent.head_dim;
+    load_tokens<G, G::kWidth>(p_.k, p_.k.rows(b, kv_, key.first), key.count, dim, T(1), keys());
+    load_tokens<G, G::kWidth>(p_.v, p_.v.rows(b, kv_, key.first), key.count, dim, T(1), values());
     __syncthreads();
     typename G::Scores scores, products;
-    multiply<G>(queries, keys, dim, scores);
-    multiply<G>(douts, values, dim, products);
-    const int64_t bias = p.bias.at(b, h, tile.first) + key.first * p.bias.key;
+    multiply<G>(queries(), keys(), dim, scores);
+    multiply<G>(douts(), values(), dim, products);
 #pragma unroll
     for (int i = 0; i < G::kRows; ++i)
 #pragma unroll
       for (int j = 0; j < G::kColumns; ++j) {
         const int q = G::row(i), k = G::column(j);
-        const bool there = q < tile.count && k < key.count;
+        const bool there = q < tile_.count && k < key.count;
         scores[i][j] =
-            there ? pair_of(p, key.bits, tile.within + q, key.within + k,
-                            bias + q * p.bias.query + k * p.bias.key, query[i], scores[i][j], products[i][j])
-                        .gradient
-                  : T(0);
+            there ? pair_of(p_, tile_, key, q, k, query_[i], scores[i][j], products[i][j]).gradient : T(0);
       }
-    store_weights<G>(scores, weights);
-    __syncwarp();
-    accumulate<G>(weights, keys, key.count, dim, sums);
-    __syncthreads();  // all have read the keys
+    store_weights<G>(scores, weights());
   }
-  store_sums<G>(p.dq, p.dq.at(b, h, tile.first), tile.count, dim, sums,
+
+  const Params& p_;
+  const QueryTile tile_;
+  const int64_t kv_;
+  Query<T> query_[G::kRows];
+};
+
+template <class G>
+__global__ void __launch_bounds__(G::kThreads) write_dq(const Params p, const typename G::Real* delta) {
+  using T = typename G::Real;
+  const QueryTile tile = query_tile<G::kHeight>(p.extent, p.plan, blockIdx.x);
+  if (tile.count <= 0) return;  // past the last query
+  QueryBlock<G> block(p, delta, tile);
+  typename G::Sums sums;
+  clear<G>(sums);
+  block.each_tile([&](const KeyTile& keys) {
+    accumulate<G>(block.weights(), block.keys(), keys.count, p.extent.head_dim, sums);
+  });
+  store_sums<G>(p.dq, p.dq.at(tile.sample, tile.head, tile.first), tile.count, p.extent.head_dim, sums,
                 [&p](int) { return static_cast<T>(p.scale); });
+}
+
+// ---- the gradient of a table -----------------------------------------------------------------------------
+//
+// A block of threads takes a head, query tile after query tile. Each warp adds its rows of ds to a table of
+// its own; a lane has every 32nd entry, looks at all pairs, and adds those with its entries: no two add to
+// the same place, and all in one order.
+
+template <class G>
+__global__ void __launch_bounds__(G::kThreads)
+    fill_tables(const Params p, const typename G::Real* delta, typename G::Real* tables) {
+  using T = typename G::Real;
+  constexpr int kWarps = G::kThreads / 32, kRowsOfWarp = G::kHeight / kWarps;
+  static_assert(kWarps <= kTablesOfHead);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  T* const table = tables + (int64_t{blockIdx.x} * kWarps + warp) * p.bias.entries;
+  for (int64_t n = lane; n < p.bias.entries; n += 32) table[n] = 0;
+  const unsigned tiles = tiles_of(p.plan.block_q, G::kHeight) * p.plan.rows;
+  for (unsigned n = 0; n < tiles; ++n) {
+    const QueryTile tile = query_tile<G::kHeight>(p.extent, p.plan, blockIdx.x * tiles + n);
+    if (tile.count <= 0) continue;
+    __syncthreads();  // the tile before has been read
+    QueryBlock<G> block(p, delta, tile);
+    block.each_tile([&](const KeyTile& keys) {
+      for (int r = warp * kRowsOfWarp; r < min((warp + 1) * kRowsOfWarp, tile.count); ++r) {
+        const int64_t code = p.bias.q_code.of(tile.sample, tile.first + r);
+        for (int k = 0; k < keys.count; ++k) {
+          const int64_t entry = code - p.bias.k_code.of(tile.sample, keys.first + k);
+          if (entry % 32 == lane && entry >= 0 && entry < p.bias.entries)
+            table[entry] = table[entry] + block.weights()[r * G::kWeightPitch + k];
+        }
+      }
+    });
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(256) add_tables(const Params p, const T* tables, int warps) {
+  const int64_t n = int64_t{blockIdx.x} * 256 + threadIdx.x, entries = p.bias.entries;
+  if (n >= p.extent.samples * p.extent.heads * entries) return;
+  const int64_t head = n / entries, entry = n % entries;
+  T sum = 0;
+  for (int w = 0; w < warps; ++w) sum = sum + tables[(head * warps + w) * entries + entry];
+  store_as(p.dtable.data, p.dtable.dtype, p.dtable.at(head / p.extent.heads, head % p.extent.heads, entry),
+           sum);
+}
+
+// `tables`: [B H][kTablesOfHead][T].
+template <class G>
+void launch_tables(const Params& p, const typename G::Real* delta, typename G::Real* tables,
+                   cudaStream_t stream) {
+  using T = typename G::Real;
+  const int64_t heads = p.extent.samples * p.extent.heads;
+  launch(&fill_tables<G>, dim3(blocks_for(heads, 1)), dim3(G::kThreads), dq_smem_bytes<G>(), stream, p, delta,
+         tables);
+  launch(&add_tables<T>, dim3(blocks_for(heads * p.bias.entries, 256)), dim3(256), 0, stream, p,
+         static_cast<const T*>(tables), G::kThreads / 32);
 }
 
 // ---- dk, dv, dbias ---------------------------------------------------------------------------------------
@@ -191,7 +275,6 @@ __device__ __forceinline__ void add_queries(const Params& p, const typename G::R
   typename G::Scores scores, products;
   multiply<G>(smem.keys, smem.queries, dim, scores);
   multiply<G>(smem.values, smem.douts, dim, products);
-  const int64_t bias = p.bias.at(b, h, tile.first) + keys.first * p.bias.key;
 #pragma unroll
   for (int i = 0; i < G::kRows; ++i)
 #pragma unroll
@@ -199,8 +282,7 @@ __device__ __forceinline__ void add_queries(const Params& p, const typename G::R
       const int k = G::row(i), q = G::column(j);
       Pair<T> pair{T(0), T(0)};
       if (k < keys.count && q < tile.count)
-        pair = pair_of(p, keys.bits, tile.within + q, keys.within + k,
-                       bias + q * p.bias.query + k * p.bias.key, smem.query[q], scores[i][j], products[i][j]);
+        pair = pair_of(p, tile, keys, q, k, smem.query[q], scores[i][j], products[i][j]);
       scores[i][j] = pair.weight;
       products[i][j] = pair.gradient;
       sums.dbias[i] = sums.dbias[i] + pair.gradient;
@@ -259,28 +341,28 @@ __global__ void __launch_bounds__(G::kThreads) write_dk_dv(const Params p, const
 
 // ---- launches --------------------------------------------------------------------------------------------
 
+// body(tiling) with the smallest that holds a head_dim.
+template <class Body>
+void with_tiling(const Params& p, const Body& body) {
+  const int dim = p.extent.head_dim;
+  if (p.wide()) {
+    if (dim <= 64) return body(Tiling<double, 64, 1, 1>{});
+    if (dim <= 128) return body(Tiling<double, 128, 1, 1>{});
+    return body(Tiling<double, 256, 1, 1, 8>{});
+  }
+  if (dim <= 64) return body(Tiling<float, 64, 2, 2>{});
+  if (dim <= 128) return body(Tiling<float, 128, 2, 2>{});
+  body(Tiling<float, 256, 1, 1>{});
+}
+
 template <class G>
-void launch_tiling(const Params& p, void* scratch, cudaStream_t stream) {
+void launch_tiling(const Params& p, const typename G::Real* delta, cudaStream_t stream) {
   static_assert(dq_smem_bytes<G>() <= kMostSmem && sizeof(KeySmem<G>) <= kMostSmem);
-  auto* const delta = static_cast<typename G::Real*>(scratch);
-  launch_delta(p, delta, stream);
   if (const int64_t tiles = query_tiles(p.extent, p.plan, G::kHeight); tiles > 0)
     launch(&write_dq<G>, dim3(blocks_for(tiles, 1)), dim3(G::kThreads), dq_smem_bytes<G>(), stream, p, delta);
   if (const int64_t tiles = key_tiles(p.extent, p.plan, G::kHeight); tiles > 0)
     launch(&write_dk_dv<G>, dim3(blocks_for(tiles, 1)), dim3(G::kThreads), sizeof(KeySmem<G>), stream, p,
            delta);
-}
-
-inline void launch_general(const Params& p, void* scratch, cudaStream_t stream) {
-  const int dim = p.extent.head_dim;
-  if (p.wide()) {
-    if (dim <= 64) return launch_tiling<Tiling<double, 64, 1, 1>>(p, scratch, stream);
-    if (dim <= 128) return launch_tiling<Tiling<double, 128, 1, 1>>(p, scratch, stream);
-    return launch_tiling<Tiling<double, 256, 1, 1, 8>>(p, scratch, stream);
-  }
-  if (dim <= 64) return launch_tiling<Tiling<float, 64, 2, 2>>(p, scratch, stream);
-  if (dim <= 128) return launch_tiling<Tiling<float, 128, 2, 2>>(p, scratch, stream);
-  return launch_tiling<Tiling<float, 256, 1, 1>>(p, scratch, stream);
 }
 
 }  // namespace general

@@ -23,13 +23,22 @@ struct Room {
         converted(int64_t{p.plan.block_k} * p.extent.head_dim),
         bias(attention::bias_numel(p.plan, p.bias)),
         sums(p.extent.keys * wide_dim),
-        bias_sums(p.dbias.data == nullptr ? 0 : attention::rounded_up(p.extent.keys, attention::kMostWidth)) {
+        bias_sums(attention::rounded_up(dbias_numel(p), attention::kMostWidth)) {}
+
+  // Of a head.
+  static int64_t dbias_numel(const Params& p) {
+    if (p.dtable.data != nullptr) return p.bias.entries;
+    return p.dbias.data != nullptr ? p.extent.keys : 0;
   }
 
   int64_t numel() const {
     return 3 * strips + 2 * rows + 2 * lanes + 2 * block + 2 * converted + bias + 2 * sums + bias_sums;
   }
 };
+
+// Tables of a head that launch_cuda sums to its gradient: one for each warp, so that no two add to the same
+// place.
+inline constexpr int kTablesOfHead = 8;
 
 inline int64_t parts_of(const Params& p, int threads) {
   const int64_t items = p.extent.samples * p.extent.kv_heads;

@@ -68,8 +68,8 @@ class QueryBlock {
 
   __device__ __forceinline__ void run() {
     if (tile_.count <= 0) return;  // past the last query
-    Walk<S::kMoving> walk(p_.plan, static_cast<int>(p_.extent.keys),
-                          entries_of(p_.plan, tile_.sample, tile_.head, tile_.row, kBadPlan), kBadPlan);
+    Walk<S::kMoving> walk(p_.plan, entries_of(p_.plan, tile_.sample, tile_.head, tile_.row, kBadPlan),
+                          kBadPlan);
     const int dim = p_.extent.head_dim;
     copy_tokens<S::kDim>(p_.q, p_.q.rows(tile_.sample, tile_.head, tile_.first), tile_.count, kTileRows, dim,
                          memory_.own.first);
@@ -266,7 +266,7 @@ class KeyBlock {
   __device__ __forceinline__ void finish_scores(const QueryTile& queries, bool partial, int stage,
                                                 float (&scores)[S::kTiles][4]) const {
     const int g = lane_of_warp() / 4, t = lane_of_warp() % 4;
-    if (is_of_queries(p_.bias)) {
+    if (p_.bias.is_of_pairs()) {
       scale_and_add_bias(queries, scores);
     } else {
 #pragma unroll
@@ -286,20 +286,22 @@ class KeyBlock {
       }
   }
 
-  // Straight from its tensor: a bias that differs between queries.
+  // Straight from its tensor: a bias of pairs.
   __device__ __forceinline__ void scale_and_add_bias(const QueryTile& queries,
                                                      float (&scores)[S::kTiles][4]) const {
     const int g = lane_of_warp() / 4, t = lane_of_warp() % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int k = first_row_ + g + 8 * i;
-      int64_t at = bias_at(p_.bias, queries, 2 * t, keys_.first + k);
 #pragma unroll
-      for (int n = 0; n < S::kTiles; ++n, at += 8 * p_.bias.query)
+      for (int n = 0; n < S::kTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const bool there = k < keys_.count && 8 * n + 2 * t + e < queries.count;
-          const float bias = there ? bias_of<float>(p_.bias, at + e * p_.bias.query) : 0.0f;
+          const int q = 8 * n + 2 * t + e;
+          const bool there = k < keys_.count && q < queries.count;
+          const float bias = there ? bias_of<float>(p_.bias, element_of(p_.bias, sample_, queries.head,
+                                                                        queries.first + q, keys_.first + k))
+                                   : 0.0f;
           scores[n][2 * i + e] = fma_(scores[n][2 * i + e], scale_, bias);
         }
     }
@@ -334,8 +336,8 @@ class KeyBlock {
     for (int i = 0; i < 2; ++i) {
       const int k = first_row_ + lane_of_warp() / 4 + 8 * i;
       bias_[i] = 0;
-      if (is_of_keys(p_.bias) && k < keys_.count)
-        bias_[i] = bias_of<float>(p_.bias, p_.bias.at(sample_, head_, 0) + (keys_.first + k) * p_.bias.key);
+      if (p_.bias.is_of_keys() && k < keys_.count)
+        bias_[i] = bias_of<float>(p_.bias, element_of(p_.bias, sample_, head_, 0, keys_.first + k));
     }
   }
 
@@ -416,9 +418,7 @@ inline bool fits(const Params& p) {
          has_chunks(p.k, e.samples, e.kv_heads) && has_chunks(p.v, e.samples, e.kv_heads);
 }
 
-inline void launch_mma(const Params& p, void* scratch, cudaStream_t stream) {
-  auto* const delta = static_cast<float*>(scratch);
-  general::launch_delta(p, delta, stream);
+inline void launch_mma(const Params& p, const float* delta, cudaStream_t stream) {
   with_wide_dim(p.extent.head_dim, [&](auto dim) {
     if (p.q.dtype == DType::bf16) return launch_dim<true, dim()>(p, delta, stream);
     launch_dim<false, dim()>(p, delta, stream);

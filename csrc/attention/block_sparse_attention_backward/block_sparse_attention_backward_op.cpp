@@ -16,7 +16,8 @@ Arguments arguments_of(const Tensor& dout, const Tensor& q, const Tensor& k, con
                        const OptionalTensor& q_index, const OptionalTensor& kv_index, const Tensor& out,
                        const Tensor& lse, const OptionalTensor& dlse, const Tensor& offsets,
                        const Tensor& columns, const OptionalTensor& masks, const OptionalTensor& bits,
-                       int64_t block_q, int64_t block_k, const OptionalTensor& bias, double scale,
+                       int64_t block_q, int64_t block_k, const OptionalTensor& bias,
+                       const OptionalTensor& q_code, const OptionalTensor& k_code, double scale,
                        bool wants_bias) {
   return {view_of(kOp, "dout", dout),
           attention::tokens_of(kOp, q, k, v, q_index, kv_index),
@@ -24,7 +25,7 @@ Arguments arguments_of(const Tensor& dout, const Tensor& q, const Tensor& k, con
           view_of(kOp, "lse", lse),
           attention::optional_view(kOp, "dlse", dlse),
           attention::plan_of(kOp, offsets, columns, masks, bits, block_q, block_k),
-          attention::optional_view(kOp, "bias", bias),
+          attention::bias_of(kOp, bias, q_code, k_code),
           scale,
           wants_bias};
 }
@@ -53,11 +54,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> functional(Tensor dout, Tensor q, Ten
                                                       Tensor out, Tensor lse, OptionalTensor dlse,
                                                       Tensor offsets, Tensor columns, OptionalTensor masks,
                                                       OptionalTensor bits, int64_t block_q, int64_t block_k,
-                                                      OptionalTensor bias, double scale, bool wants_bias) {
+                                                      OptionalTensor bias, OptionalTensor q_code,
+                                                      OptionalTensor k_code, double scale, bool wants_bias) {
   const Arguments a = arguments_of(dout, q, k, v, q_index, kv_index, out, lse, dlse, offsets, columns, masks,
-                                   bits, block_q, block_k, bias, scale, wants_bias);
+                                   bits, block_q, block_k, bias, q_code, k_code, scale, wants_bias);
   const attention::Extent extent = check(a);
-  const int64_t wanted[] = {extent.samples, extent.heads, extent.keys}, none[] = {0};
+  const int64_t wanted[] = {extent.samples, extent.heads, dbias_size(a, extent)}, none[] = {0};
   const attention::Gathered queries(a.tokens.q, extent.queries), keys(a.tokens.k, extent.keys);
   const auto like = [](const TensorView& t, const attention::Gathered& gathered) {
     return empty_output(t, 4, gathered.view().sizes, t.dtype);
@@ -74,9 +76,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> functional(Tensor dout, Tensor q, Ten
 void out(Tensor dout, Tensor q, Tensor k, Tensor v, OptionalTensor q_index, OptionalTensor kv_index,
          Tensor forward, Tensor lse, OptionalTensor dlse, Tensor offsets, Tensor columns,
          OptionalTensor masks, OptionalTensor bits, int64_t block_q, int64_t block_k, OptionalTensor bias,
-         double scale, bool wants_bias, Tensor dq, Tensor dk, Tensor dv, Tensor dbias) {
+         OptionalTensor q_code, OptionalTensor k_code, double scale, bool wants_bias, Tensor dq, Tensor dk,
+         Tensor dv, Tensor dbias) {
   const Arguments a = arguments_of(dout, q, k, v, q_index, kv_index, forward, lse, dlse, offsets, columns,
-                                   masks, bits, block_q, block_k, bias, scale, wants_bias);
+                                   masks, bits, block_q, block_k, bias, q_code, k_code, scale, wants_bias);
   run(a, check(a), views_of_results(dq, dk, dv, dbias));
 }
 

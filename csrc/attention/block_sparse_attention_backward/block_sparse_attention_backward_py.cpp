@@ -18,7 +18,9 @@ CUDA arrays give `scratch`, a uint8 array of block_sparse_attention_backward_scr
 cudaStream_t to launch on; the call does not wait for it.)";
 
 constexpr const char* kScratchDoc =
-    "Bytes of device memory that block_sparse_attention_backward needs for CUDA gradients like this.";
+    "Bytes of device memory that block_sparse_attention_backward needs for CUDA gradients like this; "
+    "`entries`: of a "
+    "table whose gradient is wanted.";
 
 constexpr const char* kWhere = "fastdiff::block_sparse_attention_backward: ";
 
@@ -31,7 +33,8 @@ void block_sparse_attention_backward(const py::object& dout, const py::object& q
                                      const py::object& offsets, const py::object& columns,
                                      const py::sequence& out, const py::object& dlse, const py::object& masks,
                                      const py::object& bits, int64_t block_q, int64_t block_k,
-                                     const py::object& bias, double scale, const py::object& q_index,
+                                     const py::object& bias, const py::object& q_code,
+                                     const py::object& k_code, double scale, const py::object& q_index,
                                      const py::object& kv_index, const py::object& scratch,
                                      uintptr_t stream) {
   const auto read = [stream](const py::object& array, const char* argument) {
@@ -39,8 +42,8 @@ void block_sparse_attention_backward(const py::object& dout, const py::object& q
   };
   const attention::TokenArrays tokens(kWhere, q, k, v, q_index, kv_index, stream);
   const DlpackTensor gradient = read(dout, "dout"), forward = read(result, "result"), sums = read(lse, "lse");
-  const OptionalArray of_lse(dlse, where("dlse"), Access::read, stream),
-      biases(bias, where("bias"), Access::read, stream);
+  const OptionalArray of_lse(dlse, where("dlse"), Access::read, stream);
+  const attention::BiasArrays biases(kWhere, bias, q_code, k_code, stream);
   const attention::PlanArrays plan(kWhere, offsets, columns, masks, bits, stream);
   const size_t count = py::len(out);
   if (count != 3 && count != 4)
@@ -52,9 +55,9 @@ void block_sparse_attention_backward(const py::object& dout, const py::object& q
   const py::object fourth = count == 4 ? py::object(out[3]) : none;
   const OptionalArray dbias(fourth, where("dbias"), Access::write, stream);
   const bool wants_bias = dbias.view() && dbias.view()->numel() > 0;
-  const Arguments arguments{gradient.view(), tokens.tokens(), forward.view(),
-                            sums.view(),     of_lse.view(),   plan.arguments(block_q, block_k),
-                            biases.view(),   scale,           wants_bias};
+  const Arguments arguments{gradient.view(),    tokens.tokens(), forward.view(),
+                            sums.view(),        of_lse.view(),   plan.arguments(block_q, block_k),
+                            biases.arguments(), scale,           wants_bias};
   const int64_t nothing[] = {0};
   const TensorView empty{nullptr, arguments.lse.dtype, 1, nothing, nothing, arguments.tokens.q.device};
   const Params params =
@@ -73,7 +76,7 @@ void block_sparse_attention_backward(const py::object& dout, const py::object& q
   launch_cuda(params, memory.data(), device.index, reinterpret_cast<void*>(stream));
 }
 
-int64_t needed(const py::object& dout) {
+int64_t needed(const py::object& dout, int64_t entries) {
   const DlpackTensor queries(dout, where("dout"));
   const TensorView& view = queries.view();
   Params p;
@@ -81,6 +84,8 @@ int64_t needed(const py::object& dout) {
   p.extent.samples = view.rank > 0 ? view.sizes[0] : 0;
   p.extent.heads = view.rank > 1 ? view.sizes[1] : 0;
   p.extent.queries = view.rank > 2 ? view.sizes[2] : 0;
+  p.bias.entries = entries;
+  if (entries > 0) p.dtable.data = view.data;  // wanted
   return scratch_bytes(p);
 }
 
@@ -89,10 +94,11 @@ const PyRoom room([](py::module_& m) {
         py::arg("q"), py::arg("k"), py::arg("v"), py::arg("result"), py::arg("lse"), py::arg("offsets"),
         py::arg("columns"), py::arg("out"), py::kw_only(), py::arg("dlse") = py::none(),
         py::arg("masks") = py::none(), py::arg("bits") = py::none(), py::arg("block_q") = 64,
-        py::arg("block_k") = 64, py::arg("bias") = py::none(), py::arg("scale") = 1.0,
-        py::arg("q_index") = py::none(), py::arg("kv_index") = py::none(), py::arg("scratch") = py::none(),
-        py::arg("stream") = 0);
-  m.def("block_sparse_attention_backward_scratch", &needed, kScratchDoc, py::arg("dout"));
+        py::arg("block_k") = 64, py::arg("bias") = py::none(), py::arg("q_code") = py::none(),
+        py::arg("k_code") = py::none(), py::arg("scale") = 1.0, py::arg("q_index") = py::none(),
+        py::arg("kv_index") = py::none(), py::arg("scratch") = py::none(), py::arg("stream") = 0);
+  m.def("block_sparse_attention_backward_scratch", &needed, kScratchDoc, py::arg("dout"),
+        py::arg("entries") = 0);
 });
 
 }  // namespace

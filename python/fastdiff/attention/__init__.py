@@ -5,6 +5,7 @@ from fastdiff.attention._drop_in import SparseAttention, sparse_attention
 from fastdiff.attention._mixer import uniform_mixer
 from fastdiff.attention._patterns import tile_order
 from fastdiff.attention._plan import AttentionPlan
+from fastdiff.attention._relative import RelativeBias
 from fastdiff.attention._tokens import token_attention
 from fastdiff.attention.block_sparse_attention import block_sparse_attention
 from fastdiff.attention.block_sparse_attention_backward import block_sparse_attention_backward
@@ -13,6 +14,7 @@ from fastdiff.attention.normed_token_mean import normed_token_mean
 
 __all__ = [
     "AttentionPlan",
+    "RelativeBias",
     "SparseAttention",
     "block_sparse_attention",
     "block_sparse_attention_backward",

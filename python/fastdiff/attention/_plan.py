@@ -48,6 +48,7 @@ class AttentionPlan:
         masks: int32 ``[E]``: -1 where a block is seen whole, else which of ``bits`` says what is seen. None: all whole.
         bits: int32 ``[M, block[1], ceil(block[0] / 32)]``: bit q % 32 of word q // 32 of a key, for query q of the
             block.
+        parts: the plans that :meth:`beside` has put together; none otherwise.
     """
 
     queries: int
@@ -57,8 +58,14 @@ class AttentionPlan:
     columns: Tensor
     masks: Tensor | None = None
     bits: Tensor | None = None
+    parts: tuple[AttentionPlan, ...] = ()
 
     # ---- what can be asked
+
+    @property
+    def sets(self) -> list[int]:
+        """The keys of each set that has a softmax of its own; none: all keys are one."""
+        return [part.keys for part in self.parts]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -68,6 +75,8 @@ class AttentionPlan:
     @property
     def density(self) -> float:
         """The share of all pairs of tokens that see each other. Waits for the device."""
+        if self.parts:
+            return sum(part.density * part.keys for part in self.parts) / max(1, self.keys)
         pairs = math.prod(self.shape)
         row, entry = self._entries()
         row, column = row % max(1, self._grid()[0]), self.columns[entry].long()
@@ -88,10 +97,11 @@ class AttentionPlan:
 
     def to(self, device: torch.device | str) -> AttentionPlan:
         """The same plan on another device."""
-        moved = [
-            t if t is None else t.to(device) for t in (self.offsets, self.columns, self.masks, self.bits)
-        ]
-        return AttentionPlan(self.queries, self.keys, self.block, *moved)  # type: ignore[arg-type]
+        masks, bits = (None if t is None else t.to(device) for t in (self.masks, self.bits))
+        lists = self.offsets.to(device), self.columns.to(device), masks, bits
+        return AttentionPlan(
+            self.queries, self.keys, self.block, *lists, tuple(part.to(device) for part in self.parts)
+        )
 
     def to_blocks(self) -> Tensor:
         """bool ``[B or 1, H or 1, R, C]``: which blocks are computed."""
@@ -104,6 +114,8 @@ class AttentionPlan:
 
     def to_mask(self) -> Tensor:
         """bool ``[B or 1, H or 1, N_q, N_kv]``, as ``scaled_dot_product_attention`` takes it."""
+        if self.parts:
+            return torch.cat([part.to_mask().expand(*self.shape[:2], -1, -1) for part in self.parts], -1)
         (block_q, block_k), (rows, columns) = self.block, self._grid()
         samples, heads = self.offsets.shape[:2]
         device = self.offsets.device
@@ -143,7 +155,8 @@ class AttentionPlan:
         return ax
 
     def _grid(self) -> tuple[int, int]:
-        return -(-self.queries // self.block[0]), -(-self.keys // self.block[1])
+        columns = sum(-(-keys // self.block[1]) for keys in self.sets or [self.keys])
+        return -(-self.queries // self.block[0]), columns
 
     def _entries(self) -> tuple[Tensor, Tensor]:
         """Of all entries in use: the row of blocks, counted over all heads, and the entry's number."""
@@ -416,6 +429,10 @@ class AttentionPlan:
         if not plans:
             raise ValueError("AttentionPlan.union: plans must be at least one, got none")
         first = plans[0]
+        if any(plan.parts for plan in plans):
+            raise ValueError(
+                "AttentionPlan.union: plans must have no parts; unite those, and then put them beside"
+            )
         for plan in plans[1:]:
             if (plan.queries, plan.keys, plan.block) != (first.queries, first.keys, first.block):
                 raise ValueError(
@@ -429,6 +446,52 @@ class AttentionPlan:
         for plan in plans:
             tiles |= plan._tiles(*used)
         return cls.from_tiles(tiles, blocks, queries=first.queries, keys=first.keys)
+
+    @classmethod
+    def beside(cls, *plans: AttentionPlan) -> AttentionPlan:
+        """Sets of keys side by side, each with a softmax of its own: see ``weights`` of
+        :func:`block_sparse_attention`. Does not wait for the device.
+
+        Args:
+            plans: one for each set, at most 8, for the same queries, with blocks of the same size; lists are broadcast.
+                Their keys follow each other in k and v, or in the list of keys.
+        """
+        first = plans[0] if plans else None
+        if first is None or len(plans) > 8:
+            raise ValueError(f"AttentionPlan.beside: plans must be 1 to 8, got {len(plans)}")
+        for plan in plans:
+            if (plan.queries, plan.block) != (first.queries, first.block) or plan.parts:
+                raise ValueError(
+                    "AttentionPlan.beside: plans must be for the same queries and blocks and have no parts, got "
+                    f"{(first.queries, first.block)} and {(plan.queries, plan.block)}, {len(plan.parts)} parts"
+                )
+        shape = torch.broadcast_shapes(*(plan.offsets.shape[:2] for plan in plans))
+        lists = [_Lists.of(plan, *shape) for plan in plans]
+        counts = torch.stack([each.counts for each in lists], -1)  # [rows of all lists, plans]
+        ends = counts.flatten().cumsum(0).view_as(counts)
+        begins, room = ends - counts, sum(each.room for each in lists)
+        columns = torch.zeros(
+            room + 1, dtype=torch.int32, device=counts.device
+        )  # the last takes what is unused
+        masks = torch.full_like(columns, -1)
+        blocks = bits = 0
+        for n, (plan, each) in enumerate(zip(plans, lists, strict=True)):
+            place = torch.where(each.used, begins[each.row, n] + each.within, room)
+            columns[place] = plan.columns[each.entry] + blocks
+            if plan.masks is not None and plan.bits is not None:
+                own = plan.masks[each.entry]
+                masks[place] = torch.where(own < 0, own, own + bits)
+                bits += len(plan.bits)
+            blocks += plan._grid()[1]
+        rows = first._grid()[0]
+        begin = begins[:, 0].view(*shape, rows)
+        last = ends[:, -1].view(*shape, rows)[..., -1:] if rows else ends.new_zeros(*shape, 1)
+        offsets = torch.cat([begin, last], -1).int()
+        some = [plan.bits for plan in plans if plan.bits is not None]
+        bits_of_all = torch.cat(some) if some else None
+        masks_of_all = masks[:-1] if some else None
+        keys = sum(plan.keys for plan in plans)
+        return cls(first.queries, keys, first.block, offsets, columns[:-1], masks_of_all, bits_of_all, plans)
 
     def _tiles(self, sample: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """bool [E, block_q, block_k]: what is seen in these blocks."""
@@ -454,6 +517,31 @@ class AttentionPlan:
 
 torch.export.register_dataclass(AttentionPlan, serialized_type_name="fastdiff.AttentionPlan")
 torch.serialization.add_safe_globals([AttentionPlan])  # its tensors and numbers are all there is to load
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Entries of a plan's lists, repeated for all samples and heads; as many as there may be, so that nobody waits."""
+
+    row: Tensor  # int64 [room]: the row of blocks, counted over all lists
+    within: Tensor  # the place in the row
+    entry: Tensor  # the number in the plan
+    used: Tensor  # bool
+    counts: Tensor  # int64 [rows of all lists]
+    room: int
+
+    @classmethod
+    def of(cls, plan: AttentionPlan, samples: int, heads: int) -> _Lists:
+        offsets = plan.offsets.expand(samples, heads, -1).long()
+        begin, counts = offsets[..., :-1].flatten(), offsets.diff(dim=-1).flatten()
+        each = len(plan.columns) * samples * heads // max(1, math.prod(plan.offsets.shape[:2]))
+        room = each if len(counts) else 0
+        number = torch.arange(room, device=offsets.device)
+        ends = counts.cumsum(0)
+        row = torch.searchsorted(ends, number, right=True).clamp(max=max(0, len(counts) - 1))
+        used = number < ends[-1:] if len(counts) else number < 0
+        within = torch.where(used, number - (ends - counts)[row], 0)
+        return cls(row, within, torch.where(used, begin[row] + within, 0), used, counts, room)
 
 
 def _check_block(block: Sequence[int]) -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdiff.attention._plan import AttentionPlan
+from fastdiff.attention._relative import RelativeBias
 from fastdiff.attention.block_sparse_attention import block_sparse_attention
 
 
@@ -21,13 +23,13 @@ def token_attention(
     *,
     plan: AttentionPlan | None = None,
     scale: float | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | RelativeBias | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the queries of a list over the keys and values of another, which are read where they are.
 
     Equivalent to ``block_sparse_attention(q[:, :, q_index], k[:, :, kv_index], v[:, :, kv_index], plan)`` without the
-    three
-    copies: masked transformers (MDT, ITA-MDT), and the few tokens that are left of many (FlexDiT).
+    three copies: masked transformers (MDT, ITA-MDT), and the few tokens that are left of many (FlexDiT).
 
     Args:
         q: ``[B, H, N, D]``, as for :func:`block_sparse_attention`.
@@ -36,19 +38,25 @@ def token_attention(
         kv_index: int64 ``[B or 1, M_kv]``, which keys and values; default: all.
         plan: of the M_q queries and M_kv keys; default: all see all.
         scale: of the scores; default: 1/√D.
-        bias: added to the scores of the M_q queries and M_kv keys, as for :func:`block_sparse_attention`.
+        bias: added to the scores of the M_q queries and M_kv keys, as for :func:`block_sparse_attention`; a
+            :class:`RelativeBias` is of all tokens.
+        options: others of :func:`block_sparse_attention`: ``weights``, ``lerp``, ``layout``, ``out``.
 
     Returns:
         out ``[B, H, M_q, D]`` and lse ``[B, H, M_q]``.
 
     Raises: as :func:`block_sparse_attention`.
 
-    Differentiable with respect to q, k, v and a bias of keys, once; tokens of no list have gradient 0.
+    Differentiable as :func:`block_sparse_attention`; tokens of no list have gradient 0. Where queries are few, the keys
+    are split among threads and multiprocessors.
     """
     if plan is None:
-        counts = [t.shape[2] if n is None else n.shape[-1] for t, n in ((q, q_index), (k, kv_index))]
+        tokens = 1 if options.get("layout") == "bnhd" else 2
+        counts = [t.shape[tokens] if n is None else n.shape[-1] for t, n in ((q, q_index), (k, kv_index))]
         plan = _all(*counts, q.device)
-    return block_sparse_attention(q, k, v, plan, scale=scale, bias=bias, q_index=q_index, kv_index=kv_index)
+    return block_sparse_attention(
+        q, k, v, plan, scale=scale, bias=bias, q_index=q_index, kv_index=kv_index, **options
+    )
 
 
 @functools.lru_cache(maxsize=64)

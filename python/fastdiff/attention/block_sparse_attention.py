@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from fastdiff import _native
+from fastdiff import _C, _native
 from fastdiff.attention._plan import AttentionPlan
+from fastdiff.attention._relative import RelativeBias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +24,12 @@ LAYOUTS: Final = ("bhnd", "bnhd")
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? q_index, Tensor? kv_index, Tensor offsets, Tensor columns, Tensor? masks, "
-    "Tensor? bits, int block_q, int block_k, Tensor? bias, float scale"
+    "Tensor? bits, int block_q, int block_k, int[] sets, Tensor? bias, Tensor? q_code, Tensor? k_code, "
+    "Tensor? weights, Tensor? q_end, float mix, float scale"
 )
+
+
+_SETS = 7  # its place among the arguments after q_index
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -32,13 +37,14 @@ def lse_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, q_index: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(q: Tensor, k: Tensor, v: Tensor, q_index: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     if q.dim() != 4:
         raise RuntimeError(
             f"fastdiff::block_sparse_attention: q must have 4 dimensions [B, H, N, D], got {list(q.shape)}"
         )
-    out = like_gathered(q, q_index)
-    return out, q.new_empty(out.shape[:3], dtype=lse_dtype(q.dtype))
+    out, sets = like_gathered(q, q_index), len(rest[_SETS])
+    shape = (sets,) * (sets > 1) + tuple(out.shape[:3])
+    return out, q.new_empty(shape, dtype=lse_dtype(q.dtype))
 
 
 def like_gathered(t: Tensor, index: Tensor | None) -> Tensor:
@@ -72,9 +78,11 @@ def block_sparse_attention(
     plan: AttentionPlan,
     *,
     scale: float | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | RelativeBias | None = None,
     q_index: Tensor | None = None,
     kv_index: Tensor | None = None,
+    weights: Tensor | None = None,
+    lerp: tuple[Tensor, float] | None = None,
     layout: str = "bhnd",
     out: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -94,6 +102,10 @@ def block_sparse_attention(
     Two calls over two halves of the keys give the whole:
     lse = logaddexp(lse_1, lse_2), out = out_1 exp(lse_1 − lse) + out_2 exp(lse_2 − lse).
 
+    With a plan of :meth:`AttentionPlan.beside`, keys and values are several sets side by side, each with a softmax of
+    its own, and out = Σ_j weights_j out_j: image prompts next to a text (IP-Adapter, AttenST), or regions with soft
+    borders (FontStudio), in one pass.
+
     Args:
         q: queries ``[B, H, N_q, D]``: float32, float16, bfloat16 or float64; D a multiple of 8 up to 256. Any strides.
         k, v: keys and values ``[B, H_kv, N_kv, D]``, of the dtype of q. H is a multiple of H_kv: head h reads key head
@@ -102,26 +114,31 @@ def block_sparse_attention(
             for each.
         scale: multiplies the scores; default: 1/√D. A temperature τ is the scale τ/√D.
         bias: added to the scores: ``[B or 1, H or 1, N_q or 1, N_kv or 1]``, such as ``[B, 1, 1, N_kv]`` for a bias of
-            keys, which is the fast form. −∞ hides a key.
+            keys, which is the fast form. −∞ hides a key. Or a :class:`RelativeBias`.
         q_index: int64 ``[B or 1, M]``: the queries to compute, by their numbers in q; N_q is then M, for the plan,
             the bias and the results. They are read where they are: nothing is copied.
-        kv_index: int64 ``[B or 1, M]``: the keys and values to read, in the same way.
+        kv_index: int64 ``[B or 1, M]``: the keys and values to read, in the same way. A token may be listed twice, so
+            that two sets of a plan have it.
+        weights: ``[S, B or 1, H or 1, N_q or 1]``, float32, float16, bfloat16 or float64: of the S sets of a plan; one
+            for each query are a soft mask. Default: 1.
+        lerp: (end, weight): the queries are ``torch.lerp(q, end, weight)``, end like q; such as (q_content, 0.75)
+            (AttenST). Formed where they are read.
         layout: "bhnd", or "bnhd" for tensors ``[B, N, H, D]``, as projections give them; lse stays ``[B, H, N_q]``.
         out: where to write: (out, lse), which share no memory with the inputs.
 
     Returns:
         out ``[B, H, N_q, D]``, with dimensions in memory as in q (of some queries: contiguous); and lse ``[B, H,
-        N_q]``, float32 (float64 for float64).
+        N_q]``, float32 (float64 for float64); ``[S, B, H, N_q]`` for S > 1 sets.
 
     Raises:
         RuntimeError: a wrong dtype, shape, device or overlap; a malformed plan or an index of a token that is not
             there: on the CPU before anything is written, on CUDA the kernel stops like a device assert. Nothing out
             of bounds is read.
         ValueError: an unknown layout, or a plan for other numbers of tokens.
-        NotImplementedError: gradients are asked for with ``out=``, or of a bias that differs between queries.
+        NotImplementedError: gradients are asked for with ``out=``, or of a bias of pairs.
 
-    Differentiable with respect to q, k, v and a bias of keys, once: both results may be used; see
-    :mod:`fastdiff.attention.block_sparse_attention_grad`.
+    Differentiable with respect to q, k, v, weights, lerp's end, and a bias of keys or the table of a RelativeBias,
+    once: both results may be used; see :mod:`fastdiff.attention.block_sparse_attention_grad`.
 
     On every instruction set of the CPU, for any number of threads and any strides the bits are the same.
     """
@@ -132,9 +149,9 @@ def block_sparse_attention(
     if layout == "bnhd":
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         given = None if out is None else (out[0].transpose(1, 2), out[1])
-        result, lse = block_sparse_attention(
-            q, k, v, plan, scale=scale, bias=bias, q_index=q_index, kv_index=kv_index, out=given
-        )
+        moved = None if lerp is None else (lerp[0].transpose(1, 2), lerp[1])
+        options = {"bias": bias, "q_index": q_index, "kv_index": kv_index, "weights": weights, "lerp": moved}
+        result, lse = block_sparse_attention(q, k, v, plan, scale=scale, **options, out=given)  # type: ignore[arg-type]
         return result.transpose(1, 2), lse
     if q.dim() == k.dim() == 4:
         there = tuple(t.shape[2] if n is None else n.shape[-1] for t, n in ((q, q_index), (k, kv_index)))
@@ -143,9 +160,15 @@ def block_sparse_attention(
                 f"fastdiff.block_sparse_attention: plan is for {plan.queries} queries and {plan.keys} keys, got "
                 f"{there[0]} and {there[1]}"
             )
+    if weights is not None and not plan.parts:
+        raise ValueError(
+            "fastdiff.block_sparse_attention: weights are of the sets of a plan made by beside()"
+        )
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    biases = bias_arguments(bias)
+    end: tuple[Tensor | None, float] = (None, 0.0) if lerp is None else lerp
     if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (q, k, v, bias, *(out or ()))
+        t is not None and t.requires_grad for t in (q, k, v, biases[0], weights, end[0], *(out or ()))
     ):
         from fastdiff.attention.block_sparse_attention_grad import differentiable_attention
 
@@ -153,23 +176,30 @@ def block_sparse_attention(
             raise NotImplementedError(
                 "fastdiff.block_sparse_attention: out= does not record gradients; detach the tensors or omit out"
             )
-        return differentiable_attention(q, k, v, q_index, kv_index, plan, bias, factor)
+        return differentiable_attention(q, k, v, q_index, kv_index, plan, biases, weights, lerp, factor)
+    arguments = (q, k, v, q_index, kv_index, *plan_arguments(plan), plan.sets, *biases, weights, *end, factor)
     if out is None:
-        results: tuple[Tensor, Tensor] = torch.ops.fastdiff.block_sparse_attention.default(
-            q, k, v, q_index, kv_index, *plan_arguments(plan), bias, factor
-        )
+        results: tuple[Tensor, Tensor] = torch.ops.fastdiff.block_sparse_attention.default(*arguments)
         return results
     result, lse = out
-    torch.ops.fastdiff.block_sparse_attention.out(
-        q, k, v, q_index, kv_index, *plan_arguments(plan), bias, factor, result=result, lse=lse
-    )
+    torch.ops.fastdiff.block_sparse_attention.out(*arguments, result=result, lse=lse)
     _native.mark_written([result, lse])
     return result, lse
 
 
 def plan_arguments(plan: AttentionPlan) -> tuple[Any, ...]:
-    """As operators take a plan."""
+    """As operators take a plan, without its sets."""
     return (plan.offsets, plan.columns, plan.masks, plan.bits, *plan.block)
+
+
+Biases = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def bias_arguments(bias: Tensor | RelativeBias | None) -> Biases:
+    """As operators take a bias: itself, or a table and the codes of queries and keys."""
+    if isinstance(bias, RelativeBias):
+        return bias.bias(), bias.q_code, bias.k_code
+    return bias, None, None
 
 
 # ---- the reference ---------------------------------------------------------------------------------------------
@@ -182,17 +212,29 @@ def reference(
     plan: AttentionPlan,
     *,
     scale: float | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | RelativeBias | None = None,
     q_index: Tensor | None = None,
     kv_index: Tensor | None = None,
+    weights: Tensor | None = None,
+    lerp: tuple[Tensor, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`block_sparse_attention` in plain PyTorch and float64, all pairs at once; rounded at the end."""
-    q, k, v = gathered(q, q_index), gathered(k, kv_index), gathered(v, kv_index)
+    if isinstance(bias, RelativeBias):
+        bias = bias.of_pairs(q_index, kv_index)
+    like = gathered(q, q_index)
+    q = like if lerp is None else torch.lerp(like.double(), gathered(lerp[0], q_index).double(), lerp[1])
+    k, v = gathered(k, kv_index), gathered(v, kv_index)
     s, seen, (_, _, wide_v) = scores64(q, k, v, plan, scale, bias)
-    lse = s.logsumexp(-1)
-    p = torch.softmax(s, -1).masked_fill((lse == -math.inf)[..., None], 0)
-    out = p @ torch.where(seen, wide_v, 0)
-    return torch.empty_like(q).copy_(out), lse.to(lse_dtype(q.dtype))
+    outs, lses, first = [], [], 0
+    for keys in plan.sets or [plan.keys]:
+        of_set = slice(first, first := first + keys)
+        lses.append(s[..., of_set].logsumexp(-1))
+        p = torch.softmax(s[..., of_set], -1).masked_fill((lses[-1] == -math.inf)[..., None], 0)
+        outs.append(p @ torch.where(seen, wide_v, 0)[:, :, of_set])
+    if weights is not None:
+        outs = [out * weight.double()[..., None] for out, weight in zip(outs, weights, strict=True)]
+    lse = torch.stack(lses) if len(lses) > 1 else lses[0]
+    return torch.empty_like(like).copy_(torch.stack(outs).sum(0)), lse.to(lse_dtype(like.dtype))
 
 
 def gathered(t: Tensor, index: Tensor | None) -> Tensor:
@@ -232,12 +274,32 @@ def dlpack_plan(plan: AttentionPlan) -> dict[str, Any]:
     }
 
 
+def dlpack_bias(bias: Tensor | RelativeBias | None) -> dict[str, Any]:
+    """And a bias."""
+    return dict(zip(("bias", "q_code", "k_code"), bias_arguments(bias), strict=True))
+
+
 def dlpack_arguments(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, *, scale: float | None = None, **options: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float | None = None,
+    bias: Tensor | RelativeBias | None = None,
+    lerp: tuple[Tensor, float] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """The keyword arguments of the torch-free function for a call of the public one, without ``out``."""
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return {"q": q, "k": k, "v": v, **dlpack_plan(plan), "scale": factor, **options}
+    end = {} if lerp is None else {"q_end": lerp[0], "mix": lerp[1]}
+    sets = max(1, len(plan.sets))
+    needed = _C.block_sparse_attention_scratch(
+        q, plan.offsets, plan.columns, q_index=options.get("q_index"), sets=sets
+    )
+    scratch = torch.empty(needed, dtype=torch.uint8, device=q.device)
+    of_plan = {**dlpack_plan(plan), "sets": list(plan.sets), "scratch": scratch}
+    return {"q": q, "k": k, "v": v, **of_plan, **dlpack_bias(bias), **end, "scale": factor, **options}
 
 
 def dlpack_outputs(stored: tuple[Tensor, Tensor], *_: Any, **__: Any) -> list[Tensor]:
@@ -352,6 +414,21 @@ def cases(seed: int = 0) -> list[Case]:
              {"q_index": numbers(1, 5, 30)}),
         Case("some keys, of strides of bnhd", (*map(strided, qkv(2, 2, 40, 16, dtype=half)), random(40, 17)),
              {"kv_index": numbers(2, 17, 40), "bias": normal(2, 1, 1, 17)}),
+        Case("relative positions", (*qkv(2, 2, 40, 16), random(40, 40)),
+             {"bias": RelativeBias.grid(normal(2, 9 * 15), (5, 8))}),
+        Case("relative positions of some tokens, bfloat16", (*qkv(2, 2, 36, 16, dtype=half), random(20, 33)),
+             {"bias": RelativeBias.grid(normal(1, 11 * 11), (6, 6)), "q_index": numbers(2, 20, 36),
+              "kv_index": numbers(1, 33, 36)}),
+        *(Case(f"two sets of keys, {str(t)[6:]}",
+               (*qkv(2, 2, 40, 16, keys=27, dtype=t), AttentionPlan.beside(random(40, 20), blocks(40, 7))),
+               {"weights": normal(2, 2, 1, 40)}) for t in (single, half, double)),
+        Case("sets of wide heads, bfloat16",
+             (*qkv(1, 1, 70, 136, keys=50, dtype=half),
+              AttentionPlan.beside(*(AttentionPlan.dense(70, n, block=(16, 16)) for n in (0, 33, 17))))),
+        *(Case(f"between two queries, {str(t)[6:]}", (*qkv(1, 2, 40, 24, dtype=t), dense),
+               {"lerp": (normal(1, 2, 40, 24, dtype=t), 0.75)}) for t in (single, half)),
+        *(Case(f"few rows of many keys, {str(t)[6:]}", (*qkv(1, 1, 20, 16, keys=300, dtype=t), blocks(20, 300)))
+          for t in (single, half)),
         Case("nan", (*rough, dense)),
         *(Case(f"{b} samples, {n} queries, {keys} keys", (*qkv(b, 1, n, 8, keys=keys), AttentionPlan.dense(n, keys)))
           for b, n, keys in ((0, 4, 4), (1, 0, 4), (1, 4, 0))),

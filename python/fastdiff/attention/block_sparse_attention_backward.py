@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from fastdiff import _native
+from fastdiff import _C, _native
 from fastdiff.attention._plan import AttentionPlan
-from fastdiff.attention.block_sparse_attention import cases as attention_cases
+from fastdiff.attention._relative import RelativeBias
 from fastdiff.attention.block_sparse_attention import (
+    bias_arguments,
+    dlpack_bias,
     dlpack_plan,
     gathered,
     like_gathered,
     plan_arguments,
     scores64,
 )
+from fastdiff.attention.block_sparse_attention import cases as attention_cases
 from fastdiff.attention.block_sparse_attention import reference as attention_reference
 from fastdiff.attention.block_sparse_attention import tolerance as attention_tolerance
 
@@ -33,7 +36,7 @@ SAME_BITS: Final = False  # as block_sparse_attention
 _ARGUMENTS = (
     "Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? q_index, Tensor? kv_index, Tensor forward, Tensor lse, "
     "Tensor? dlse, Tensor offsets, Tensor columns, Tensor? masks, Tensor? bits, int block_q, int block_k, "
-    "Tensor? bias, float scale, bool wants_bias"
+    "Tensor? bias, Tensor? q_code, Tensor? k_code, float scale, bool wants_bias"
 )
 _RESULTS = "Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!) dbias"
 
@@ -48,7 +51,9 @@ def _fake(
         )
     lse = rest[1]
     dq, dk, dv = like_gathered(q, q_index), like_gathered(k, kv_index), like_gathered(v, kv_index)
-    return dq, dk, dv, lse.new_empty((q.shape[0], q.shape[1], dk.shape[2]) if rest[-1] else (0,))
+    bias, q_code, _, _, wants_bias = rest[-5:]
+    last = dk.shape[2] if q_code is None or bias is None else bias.shape[3]
+    return dq, dk, dv, lse.new_empty((q.shape[0], q.shape[1], last) if wants_bias else (0,))
 
 
 def _fake_out(dout: Tensor, *_: Any, **results: Tensor) -> None:
@@ -75,7 +80,7 @@ def block_sparse_attention_backward(
     *,
     dlse: Tensor | None = None,
     scale: float | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | RelativeBias | None = None,
     q_index: Tensor | None = None,
     kv_index: Tensor | None = None,
     wants_bias: bool = False,
@@ -98,23 +103,29 @@ def block_sparse_attention_backward(
 
     Args:
         dout: the gradient of out, ``[B, H, N_q, D]``, of the dtype of q.
-        q, k, v, plan, scale, bias, q_index, kv_index: as for :func:`block_sparse_attention`.
+        q, k, v, plan, scale, bias, q_index, kv_index: as for :func:`block_sparse_attention`; the plan has no parts.
         forward, lse: its results.
         dlse: the gradient of lse, ``[B, H, N_q]``; default: 0.
-        wants_bias: dbias is wanted; the bias is then one of keys.
+        wants_bias: dbias is wanted; the bias is then one of keys or a :class:`RelativeBias`.
         out: where to write: (dq, dk, dv, dbias), which share no memory with the inputs.
 
     Returns:
         dq ``[B, H, N_q, D]``, dk and dv ``[B, H_kv, N_kv, D]``, of the tokens of an index if there is one, each sum
-        in one fixed order; dbias ``[B, H, N_kv]``, or ``[0]`` if it is not wanted.
+        in one fixed order; dbias ``[B, H, N_kv]``, of a table ``[B, H, T]``, or ``[0]`` if it is not wanted.
 
     Raises:
         RuntimeError: as :func:`block_sparse_attention`.
+        ValueError: a plan with parts, which have gradients of their own.
         NotImplementedError: gradients of these gradients are asked for.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1 and appendix B.2.
     """
-    given = (dout, q, k, v, forward, lse, dlse, bias, *(out or ()))
+    if plan.parts:
+        raise ValueError(
+            "fastdiff.block_sparse_attention_backward: plan must have no parts; call it for each of them"
+        )
+    biases = bias_arguments(bias)
+    given = (dout, q, k, v, forward, lse, dlse, biases[0], *(out or ()))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         raise NotImplementedError(
             "fastdiff.block_sparse_attention_backward: no gradient is defined; detach the tensors or call it under "
@@ -132,7 +143,7 @@ def block_sparse_attention_backward(
         lse,
         dlse,
         *plan_arguments(plan),
-        bias,
+        *biases,
         factor,
         wants_bias,
     )
@@ -161,7 +172,7 @@ def reference(
     *,
     dlse: Tensor | None = None,
     scale: float | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | RelativeBias | None = None,
     q_index: Tensor | None = None,
     kv_index: Tensor | None = None,
     wants_bias: bool = False,
@@ -169,7 +180,8 @@ def reference(
     """:func:`block_sparse_attention_backward` in plain PyTorch and float64, all pairs at once; rounded at the end."""
     q, k, v = gathered(q, q_index), gathered(k, kv_index), gathered(v, kv_index)
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    s, seen, (wide_q, wide_k, wide_v) = scores64(q, k, v, plan, factor, bias)
+    pairs = bias.of_pairs(q_index, kv_index) if isinstance(bias, RelativeBias) else bias
+    s, seen, (wide_q, wide_k, wide_v) = scores64(q, k, v, plan, factor, pairs)
     p = torch.exp(s - lse.double().masked_fill(lse == -math.inf, 0)[..., None])
     g = dout.double()
     delta = (g * forward.double()).sum(-1, keepdim=True)
@@ -182,9 +194,21 @@ def reference(
     dk, dv = (
         t.unflatten(1, (k.shape[1], group)).sum(2) if t.numel() else t.new_zeros(k.shape) for t in of_heads
     )
-    dbias = ds.sum(2).to(lse.dtype) if wants_bias else lse.new_empty(0)
+    dbias = (_of_table(ds, bias, q_index, kv_index) if isinstance(bias, RelativeBias) else ds.sum(2)).to(
+        lse.dtype
+    )
+    if not wants_bias:
+        dbias = lse.new_empty(0)
     like = zip((dq, dk, dv), (q, k, v), strict=True)
     return (*(torch.empty_like(t).copy_(x) for x, t in like), dbias)  # type: ignore[return-value]
+
+
+def _of_table(ds: Tensor, bias: RelativeBias, q_index: Tensor | None, kv_index: Tensor | None) -> Tensor:
+    """[B, H, T]: the sums of ds [B, H, N_q, N_kv] over all pairs with an entry."""
+    entries = bias.table.shape[1]
+    numbers = RelativeBias(torch.arange(entries, device=ds.device)[None], bias.q_code, bias.k_code)
+    entry = numbers.of_pairs(q_index, kv_index).expand_as(ds)
+    return ds.new_zeros(*ds.shape[:2], entries).scatter_add_(2, entry.flatten(2), ds.flatten(2))
 
 
 # ---- what tests need to know -----------------------------------------------------------------------------------
@@ -192,15 +216,15 @@ def reference(
 
 def dlpack_arguments(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, forward: Tensor, lse: Tensor, plan: AttentionPlan, *,
-    scale: float | None = None, wants_bias: bool = False, **options: Any,
+    scale: float | None = None, bias: Tensor | RelativeBias | None = None, wants_bias: bool = False, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The keyword arguments of the torch-free function for a call of the public one, without ``out``."""
-    from fastdiff import _C
-
+    entries = bias.table.shape[1] if isinstance(bias, RelativeBias) and wants_bias else 0
+    needed = _C.block_sparse_attention_backward_scratch(dout, entries)
     return {
         "dout": dout, "q": q, "k": k, "v": v, "result": forward, "lse": lse, **dlpack_plan(plan), **options,
-        "scale": 1 / math.sqrt(q.shape[-1]) if scale is None else scale,
-        "scratch": torch.empty(_C.block_sparse_attention_backward_scratch(dout), dtype=torch.uint8, device=q.device),
+        **dlpack_bias(bias), "scale": 1 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        "scratch": torch.empty(needed, dtype=torch.uint8, device=q.device),
     }  # fmt: skip
 
 
@@ -232,6 +256,8 @@ def cases(seed: int = 0) -> list[Case]:
     for case in attention_cases(seed):
         q, k, v, plan = case.args
         options = dict(case.kwargs)
+        if plan.parts or "lerp" in options:
+            continue  # composed of others where there are gradients
         results = attention_reference(q, k, v, plan, **options)
         like = results[0]
         dout = torch.empty_like(like).copy_(torch.randn(like.shape, generator=g, dtype=torch.float64))
@@ -239,6 +265,6 @@ def cases(seed: int = 0) -> list[Case]:
             torch.randn(results[1].shape, generator=g).to(results[1].dtype) if len(made) % 2 else None
         )
         bias = options.get("bias")
-        options["wants_bias"] = bias is not None and bias.shape[2] == 1
+        options["wants_bias"] = isinstance(bias, RelativeBias) or (bias is not None and bias.shape[2] == 1)
         made.append(Case(case.name, (dout, q, k, v, *results, plan), options))
     return made

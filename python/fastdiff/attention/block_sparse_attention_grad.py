@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastdiff.attention._plan import AttentionPlan
-from fastdiff.attention.block_sparse_attention import plan_arguments
+from fastdiff.attention.block_sparse_attention import Biases, plan_arguments
 
 ORDERS = 1  # gradients of gradients are not defined
 
@@ -23,48 +23,74 @@ def differentiable_attention(
     q_index: Tensor | None,
     kv_index: Tensor | None,
     plan: AttentionPlan,
-    bias: Tensor | None,
+    biases: Biases,
+    weights: Tensor | None,
+    lerp: tuple[Tensor, float] | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`fastdiff.block_sparse_attention` with gradients to q, k, v and a bias of keys."""
+    """:func:`fastdiff.block_sparse_attention` with gradients, also to the end of lerp and to weights.
+
+    Sets of keys are attended to one after the other here: the gradient of each needs its own result.
+    """
+    bias, q_code, k_code = biases
     if bias is not None and bias.requires_grad and bias.dim() == 4 and bias.shape[2] != 1:
         raise NotImplementedError(
             "fastdiff.block_sparse_attention: bias has a gradient where it is one of keys, [B or 1, H or 1, 1, N_kv], "
-            f"got {list(bias.shape)}"
+            f"or a RelativeBias, got {list(bias.shape)}"
         )
-    results: tuple[Tensor, Tensor] = _attend(q, k, v, bias, q_index, kv_index, *plan_arguments(plan), scale)
-    return results
+    if lerp is not None:
+        q = torch.lerp(q, *lerp)
+    if len(plan.parts) < 2:
+        out, lse = _attend(q, k, v, bias, q_index, kv_index, *plan_arguments(plan), q_code, k_code, scale)
+        return out if weights is None else _weighted(out, weights[0]), lse
+    outs, lses, first = [], [], 0
+    for n, part in enumerate(plan.parts):
+        of_set = slice(first, first := first + part.keys)
+        there, at, k_codes = (k, v), None if kv_index is None else kv_index[:, of_set], k_code
+        if kv_index is None:
+            there, k_codes = (k[:, :, of_set], v[:, :, of_set]), None if k_code is None else k_code[:, of_set]
+        here = bias if bias is None or q_code is not None or bias.shape[3] == 1 else bias[..., of_set]
+        out, lse = _attend(q, *there, here, q_index, at, *plan_arguments(part), q_code, k_codes, scale)
+        outs.append(out if weights is None else _weighted(out, weights[n]))
+        lses.append(lse)
+    return torch.stack(outs).sum(0), torch.stack(lses)
+
+
+def _weighted(out: Tensor, weight: Tensor) -> Tensor:
+    """[B, H, N, D] times [B or 1, H or 1, N or 1]."""
+    return (out * weight[..., None]).to(out.dtype)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-        *plan, scale = rest
+        *lists_and_plan, q_code, k_code, scale = rest
+        no_sets: list[int] = []
         results: tuple[Tensor, Tensor] = torch.ops.fastdiff.block_sparse_attention.default(
-            q, k, v, *plan, bias, scale
+            q, k, v, *lists_and_plan, no_sets, bias, q_code, k_code, None, None, 0.0, scale
         )
         return results
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, bias, q_index, kv_index, *plan, scale = inputs
+        q, k, v, bias, q_index, kv_index, *plan, q_code, k_code, scale = inputs
         tensors, ctx.block, ctx.scale = plan[:4], plan[4:], scale
-        ctx.save_for_backward(q, k, v, q_index, kv_index, bias, *output, *tensors)
+        ctx.save_for_backward(q, k, v, q_index, kv_index, bias, q_code, k_code, *output, *tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, q_index, kv_index, bias, out, lse, *plan = ctx.saved_tensors
+        q, k, v, q_index, kv_index, bias, q_code, k_code, out, lse, *plan = ctx.saved_tensors
         wants_bias = ctx.needs_input_grad[3]
         dout = torch.zeros_like(out) if dout is None else dout
         tokens, results = (q, k, v, q_index, kv_index), (out, lse, dlse)
         dq, dk, dv, of_keys = torch.ops.fastdiff.block_sparse_attention_backward.default(
-            dout, *tokens, *results, *plan, *ctx.block, bias, ctx.scale, wants_bias
+            dout, *tokens, *results, *plan, *ctx.block, bias, q_code, k_code, ctx.scale, wants_bias
         )
         dbias = of_keys[:, :, None].sum_to_size(bias.shape).to(bias.dtype) if wants_bias else None
         dq, dk, dv = scattered(dq, q_index, q), scattered(dk, kv_index, k), scattered(dv, kv_index, v)
-        return (dq, dk, dv, dbias, *(None,) * 9)
+        return (dq, dk, dv, dbias, *(None,) * 11)
 
 
 def scattered(gradient: Tensor, index: Tensor | None, t: Tensor) -> Tensor:
