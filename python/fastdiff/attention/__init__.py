@@ -5,23 +5,31 @@ from fastdiff.attention._drop_in import SparseAttention, sparse_attention
 from fastdiff.attention._mixer import uniform_mixer
 from fastdiff.attention._patterns import tile_order
 from fastdiff.attention._plan import AttentionPlan
+from fastdiff.attention._pooling import adaptive_pool_tokens, scatter_tokens, unpool_tokens
 from fastdiff.attention._relative import RelativeBias
 from fastdiff.attention._tokens import token_attention
 from fastdiff.attention.block_sparse_attention import block_sparse_attention
 from fastdiff.attention.block_sparse_attention_backward import block_sparse_attention_backward
 from fastdiff.attention.cached_residual_add import cached_residual_add
+from fastdiff.attention.combine_tokens import combine_tokens
+from fastdiff.attention.gather_tokens import gather_tokens
 from fastdiff.attention.normed_token_mean import normed_token_mean
 
 __all__ = [
     "AttentionPlan",
     "RelativeBias",
     "SparseAttention",
+    "adaptive_pool_tokens",
     "block_sparse_attention",
     "block_sparse_attention_backward",
     "cached_residual_add",
+    "combine_tokens",
+    "gather_tokens",
     "normed_token_mean",
+    "scatter_tokens",
     "sparse_attention",
     "tile_order",
     "token_attention",
     "uniform_mixer",
+    "unpool_tokens",
 ]
