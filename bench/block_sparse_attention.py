@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from fastdiff import AttentionPlan, block_sparse_attention, token_attention
 from fastdiff.attention.block_sparse_attention import reference
+from fastdiff.bench import block_sparse_attention_flexdit
 from fastdiff.bench.kit import OURS, Case, Contender, Target, close_to
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -43,6 +44,7 @@ def cases() -> list[Case]:
     return [
         *(_case(share, s, d) for s in SHAPES for d in DTYPES for share in SHARES),
         *(_token_case(name, d) for d in DTYPES for name in TOKENS),
+        *block_sparse_attention_flexdit.cases(),
     ]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
+from fastdiff.bench import block_sparse_attention_flexdit as flexdit
 from fastdiff.bench import kit, linear_step, main, report
 from fastdiff.bench.kit import Call, Case, Contender, Measurement, Row, Target, Verdict
 
@@ -143,6 +144,7 @@ RIVALS = {
     "dwt": {"PyWavelets", "ptwt"},
     "idwt": {"PyWavelets", "ptwt"},
     "block_sparse_attention": {"dense SDPA", "FlexAttention"},
+    "block_sparse_attention/flexdit": {"dense DiT", "published"},
     "block_sparse_attention_backward": {"dense SDPA"},
     "normed_token_mean": {"published", "torch.compile"},
 }
@@ -154,9 +156,18 @@ def test_every_contender_is_right(case: Case, monkeypatch: pytest.MonkeyPatch) -
     with torch.no_grad():
         contenders = case.build(CPU)
         is_loop = case.id.startswith("linear_step/step_")
-        rivals = {"diffusers step"} if is_loop else RIVALS.get(case.op, {"eager", "torch.compile"})
+        of_op = RIVALS.get(case.op, {"eager", "torch.compile"})
+        rivals = {"diffusers step"} if is_loop else RIVALS.get(f"{case.op}/{case.name}", of_op)
         assert {c.name for c in contenders} >= {"fastdiff", *rivals}
         assert {c.name: kit.verify(c).wrong for c in contenders} == {c.name: None for c in contenders}
+
+
+def test_multiplications_of_flexdit_are_those_of_the_papers() -> None:
+    """524.6 G for DiT-XL/2 at 512 pixels (Peebles and Xie 2023); 55 % fewer (FlexDiT)."""
+    sizes = flexdit.XL_512
+    assert sizes.depth == 28
+    assert sizes.multiplications(densities=False) / 524.6e9 == pytest.approx(1, abs=0.005)
+    assert 1 - sizes.multiplications(densities=True) / 524.6e9 == pytest.approx(0.55, abs=0.03)
 
 
 def test_our_step_is_closer_to_float64_than_eager() -> None:
