@@ -147,6 +147,7 @@ RIVALS = {
     "block_sparse_attention/flexdit": {"dense DiT", "published"},
     "block_sparse_attention_backward": {"dense SDPA"},
     "normed_token_mean": {"published", "torch.compile"},
+    "match_tokens": {"tomesd's form", "torch.compile"},
 }
 
 

@@ -108,6 +108,11 @@ template <class T>
 FASTDIFF_HD T unless_below(T limit, T x, T y) {
   return x < limit ? T(0) : y;
 }
+// where s is above best, or the first NaN of both: a, else b
+template <class T>
+FASTDIFF_HD T if_new_highest(T s, T best, T a, T b) {
+  return !(s <= best) && best == best ? a : b;
+}
 // lane l: a where bit l of the word is set, else b
 template <class T>
 FASTDIFF_HD T where_bits(uint32_t word, T a, T b) {

@@ -39,6 +39,14 @@ inline __m256 if_zero(__m256 c, __m256 a, __m256 b) {
 inline __m256 unless_below(__m256 limit, __m256 x, __m256 y) {
   return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), y);
 }
+inline __m256 if_new_highest(__m256 s, __m256 best, __m256 a, __m256 b) {
+  const __m256 is_number = _mm256_cmp_ps(best, best, _CMP_ORD_Q);
+  return _mm256_blendv_ps(b, a, _mm256_and_ps(is_number, _mm256_cmp_ps(s, best, _CMP_NLE_UQ)));
+}
+inline __m256d if_new_highest(__m256d s, __m256d best, __m256d a, __m256d b) {
+  const __m256d is_number = _mm256_cmp_pd(best, best, _CMP_ORD_Q);
+  return _mm256_blendv_pd(b, a, _mm256_and_pd(is_number, _mm256_cmp_pd(s, best, _CMP_NLE_UQ)));
+}
 inline __m256 where_bits(uint32_t word, __m256 a, __m256 b) {
   const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(word)), bit);

@@ -39,6 +39,14 @@ inline __m512 if_zero(__m512 c, __m512 a, __m512 b) {
 inline __m512 unless_below(__m512 limit, __m512 x, __m512 y) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), y);
 }
+inline __m512 if_new_highest(__m512 s, __m512 best, __m512 a, __m512 b) {
+  const __mmask16 is_number = _mm512_cmp_ps_mask(best, best, _CMP_ORD_Q);
+  return _mm512_mask_blend_ps(_mm512_mask_cmp_ps_mask(is_number, s, best, _CMP_NLE_UQ), b, a);
+}
+inline __m512d if_new_highest(__m512d s, __m512d best, __m512d a, __m512d b) {
+  const __mmask8 is_number = _mm512_cmp_pd_mask(best, best, _CMP_ORD_Q);
+  return _mm512_mask_blend_pd(_mm512_mask_cmp_pd_mask(is_number, s, best, _CMP_NLE_UQ), b, a);
+}
 inline __m512 where_bits(uint32_t word, __m512 a, __m512 b) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>(word), b, a);
 }

@@ -2,6 +2,7 @@
 """Attention that pays only for the tokens and blocks that are kept."""
 
 from fastdiff.attention._drop_in import SparseAttention, sparse_attention
+from fastdiff.attention._merging import TokenMerge
 from fastdiff.attention._mixer import uniform_mixer
 from fastdiff.attention._patterns import tile_order
 from fastdiff.attention._plan import AttentionPlan
@@ -13,18 +14,21 @@ from fastdiff.attention.block_sparse_attention_backward import block_sparse_atte
 from fastdiff.attention.cached_residual_add import cached_residual_add
 from fastdiff.attention.combine_tokens import combine_tokens
 from fastdiff.attention.gather_tokens import gather_tokens
+from fastdiff.attention.match_tokens import match_tokens
 from fastdiff.attention.normed_token_mean import normed_token_mean
 
 __all__ = [
     "AttentionPlan",
     "RelativeBias",
     "SparseAttention",
+    "TokenMerge",
     "adaptive_pool_tokens",
     "block_sparse_attention",
     "block_sparse_attention_backward",
     "cached_residual_add",
     "combine_tokens",
     "gather_tokens",
+    "match_tokens",
     "normed_token_mean",
     "scatter_tokens",
     "sparse_attention",
