@@ -102,6 +102,20 @@ void product(Factor<T> a, const T* b, int64_t b_step, int steps, T* c, int64_t c
   product_rows<kStart, kUnit, kRegisters, kTileRows>(a, b, b_step, steps, factors, c, c_row, rows);
 }
 
+// C[rows][columns] += A B by whole registers.
+template <class T>
+void add_product(Factor<T> a, const T* b, int steps, T* c, int rows, int64_t columns) {
+  constexpr int w = Lanes<T>::width;
+  int64_t j = 0;
+  const auto group = [&](auto registers) {
+    for (; j + registers() * w <= columns; j += registers() * w)
+      product<Start::kept, Unit::step, registers()>(a, b + j, columns, steps, c + j, columns, rows);
+  };
+  if constexpr (kMostRegisters == 4) group(std::integral_constant<int, 4>{});
+  group(std::integral_constant<int, 2>{});
+  group(std::integral_constant<int, 1>{});
+}
+
 // ---- scores ----------------------------------------------------------------------------------------
 
 // What is added to the scores of a block of keys, for the queries of a strip.

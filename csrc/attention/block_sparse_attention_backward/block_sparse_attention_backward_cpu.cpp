@@ -16,20 +16,6 @@ namespace {
 
 using namespace attention;
 
-// C[rows][columns] += A B by whole registers.
-template <class T>
-void add_product(Factor<T> a, const T* b, int steps, T* c, int rows, int64_t columns) {
-  constexpr int w = Lanes<T>::width;
-  int64_t j = 0;
-  const auto group = [&](auto registers) {
-    for (; j + registers() * w <= columns; j += registers() * w)
-      product<Start::kept, Unit::step, registers()>(a, b + j, columns, steps, c + j, columns, rows);
-  };
-  if constexpr (kMostRegisters == 4) group(std::integral_constant<int, 4>{});
-  group(std::integral_constant<int, 2>{});
-  group(std::integral_constant<int, 1>{});
-}
-
 // One thread's part.
 template <class T>
 class Worker {

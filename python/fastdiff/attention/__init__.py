@@ -9,6 +9,8 @@ from fastdiff.attention._plan import AttentionPlan
 from fastdiff.attention._pooling import adaptive_pool_tokens, scatter_tokens, unpool_tokens
 from fastdiff.attention._relative import RelativeBias
 from fastdiff.attention._tokens import token_attention
+from fastdiff.attention.attention_map_energy import attention_map_energy
+from fastdiff.attention.attention_map_energy_gradient import attention_map_energy_gradient
 from fastdiff.attention.block_sparse_attention import block_sparse_attention
 from fastdiff.attention.block_sparse_attention_backward import block_sparse_attention_backward
 from fastdiff.attention.cached_residual_add import cached_residual_add
@@ -23,6 +25,8 @@ __all__ = [
     "SparseAttention",
     "TokenMerge",
     "adaptive_pool_tokens",
+    "attention_map_energy",
+    "attention_map_energy_gradient",
     "block_sparse_attention",
     "block_sparse_attention_backward",
     "cached_residual_add",
