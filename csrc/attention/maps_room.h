@@ -14,7 +14,7 @@ inline constexpr int kMapKeys = 64;  // keys at a time
 // stay in a second-level cache of 2 MiB. The same for every instruction set, as the order of the sums of dk
 // depends on it.
 inline int block_queries(const Maps& m) {
-  constexpr int64_t kCached = 1024 * 1024;
+  constexpr int64_t kCached = 2 * 1024 * 1024;
   const int64_t bytes = 2 * m.extent.keys * (m.wide() ? 8 : 4);
   return bytes * 64 <= kCached ? 64 : bytes * 32 <= kCached ? 32 : 16;
 }

@@ -67,7 +67,7 @@ def test_any_call(data: st.DataObject) -> None:
     assert_close(got, reference(*tensors, **options), **tolerance(*tensors, **options))
 
 
-@pytest.mark.parametrize("keys", [1100, 2500, 5000])
+@pytest.mark.parametrize("keys", [1100, 5000, 9000])
 def test_blocks_of_any_size_give_the_same_bits(keys: int) -> None:
     """The more keys, the fewer queries are done at a time; registers of any width."""
     tensors = maps(1, 1, 77, 16, keys=keys)

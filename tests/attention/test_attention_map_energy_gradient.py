@@ -32,7 +32,7 @@ def test_any_call(data: st.DataObject) -> None:
         assert_close(g, w, **limits, what=name)
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(600, 90), (1100, 130), (50, 1100), (40, 2500), (33, 5000)])
+@pytest.mark.parametrize(("queries", "keys"), [(600, 90), (1100, 130), (50, 1100), (40, 5000), (33, 9000)])
 def test_shares_and_blocks_of_any_size(queries: int, keys: int) -> None:
     """Heads of many queries are shared out; with many keys fewer queries are done at a time."""
     tensors = maps(1, 2, queries, 24, keys=keys)

@@ -71,6 +71,14 @@ def test_the_adjoint_is_over_the_transposed_lists() -> None:
         torch.testing.assert_close((there * y).sum(), (x * back).sum())
 
 
+def test_strides_beyond_32_bits() -> None:
+    """The memory between the samples is never touched, so that the system need not have it."""
+    room = torch.empty(2**31 + 100, dtype=BF16)
+    x = room.as_strided((2, 3, 8), (2**31 + 7, 8, 1)).copy_(normal(2, 3, 8, dtype=BF16))
+    mine = lists(2, 5, 9, 3)
+    assert_same_bits([combine_tokens(x, *mine)], [combine_tokens(x.contiguous(), *mine)])
+
+
 def test_gradients() -> None:
     x, one, each = (normal(*s, dtype=F64).requires_grad_() for s in ((2, 4, 3), (1, 11), (2, 11)))
     for samples in (1, 2):

@@ -69,6 +69,16 @@ def test_over_the_residual() -> None:
     assert_same_bits([residual], [want])
 
 
+def test_strides_beyond_32_bits() -> None:
+    """The memory between the samples is never touched, so that the system need not have it."""
+    room = torch.empty(2**31 + 100, dtype=BF16)
+    x = room.as_strided((2, 3, 8), (2**31 + 7, 8, 1)).copy_(normal(2, 3, 8, dtype=BF16))
+    index = numbers(2, 5, 3)
+    assert_same_bits([gather_tokens(x, index)], [gather_tokens(x.contiguous(), index)])
+    out = torch.empty_like(room).as_strided((2, 5, 8), (2**31 + 7, 8, 1))
+    assert_same_bits([gather_tokens(x, index, out=out)], [gather_tokens(x.contiguous(), index)])
+
+
 def test_gradients() -> None:
     x, fill, residual = normal(2, 4, 3, dtype=F64), normal(2, 1, 3, dtype=F64), normal(2, 6, 3, dtype=F64)
     leaves = [t.requires_grad_() for t in (x, fill, residual)]

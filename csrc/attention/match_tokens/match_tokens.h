@@ -42,7 +42,8 @@ void check(const Arguments& arguments);
 // Checks the results and lays out the launch. Throws Refusal.
 Params prepare(const Arguments& arguments, const TensorView& score, const TensorView& index);
 
-// Memory for normalised tokens and, on the CPU, what each thread needs; aligned to 64 bytes if it can be.
+// Memory for normalised tokens and, on the CPU, what each thread needs; aligned to 8 bytes, its contents do
+// not matter.
 int64_t cpu_scratch_bytes(const Params& params, int threads);
 int64_t cuda_scratch_bytes(const Params& params);
 

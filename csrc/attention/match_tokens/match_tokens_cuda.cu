@@ -156,10 +156,12 @@ void launch_as(const Params& p, T* memory, cudaStream_t stream) {
 
 void launch_cuda(const Params& params, void* scratch, int device, void* stream) {
   const OnDevice on(device);
+  const auto past = reinterpret_cast<uintptr_t>(scratch) % kAlignment;
+  void* const memory = static_cast<char*>(scratch) + (past == 0 ? 0 : kAlignment - past);
   if (params.wide) {
-    launch_as(params, static_cast<double*>(scratch), static_cast<cudaStream_t>(stream));
+    launch_as(params, static_cast<double*>(memory), static_cast<cudaStream_t>(stream));
   } else {
-    launch_as(params, static_cast<float*>(scratch), static_cast<cudaStream_t>(stream));
+    launch_as(params, static_cast<float*>(memory), static_cast<cudaStream_t>(stream));
   }
 }
 

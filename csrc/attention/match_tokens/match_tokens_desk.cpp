@@ -55,7 +55,7 @@ int64_t cpu_scratch_bytes(const Params& p, int threads) {
 }
 
 int64_t cuda_scratch_bytes(const Params& p) {
-  return p.samples * (p.rows + p.columns) * p.padded() * (p.wide ? 8 : 4);
+  return p.samples * (p.rows + p.columns) * p.padded() * (p.wide ? 8 : 4) + kAlignment;
 }
 
 #if !FASTDIFF_HAS_CUDA

@@ -12,6 +12,9 @@ namespace {
 inline constexpr int kSumLanes = 16;
 inline constexpr int64_t kChunk = 128;
 
+// CUDA reads 16 bytes at a time of what it has normalised.
+inline constexpr int64_t kAlignment = 16;
+
 // What a thread of the CPU has: a strip of normalised rows, the scores of some columns with them, and as many
 // rows as a register has lanes.
 inline constexpr int64_t kMostLanes = 64, kMostWidth = 16;
