@@ -28,6 +28,7 @@ DTYPE_NAMES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.complex64: "c64",
+    torch.bool: "bool",
 }
 
 

@@ -146,8 +146,10 @@ RIVALS = {
     "block_sparse_attention": {"dense SDPA", "FlexAttention"},
     "block_sparse_attention/flexdit": {"dense DiT", "published"},
     "block_sparse_attention_backward": {"dense SDPA"},
+    "mask_blocks": {"eager", "create_block_mask", "attention"},
     "normed_token_mean": {"published", "torch.compile"},
     "match_tokens": {"tomesd's form", "torch.compile"},
+    "select_blocks": {"eager"},
 }
 
 

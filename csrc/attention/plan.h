@@ -23,6 +23,8 @@ struct PlanArguments {
 };
 
 inline constexpr int kMaxSets = 8;
+// Whether a block is seen, while a plan is made; as a bool it is not seen in part.
+inline constexpr uint8_t kUnseen = 0, kWhole = 1, kInPart = 2;
 
 struct Plan {
   const int32_t* offsets = nullptr;
@@ -212,6 +214,12 @@ void check_lse(const char* op, const char* argument, const TensorView& lse, cons
 // On the CPU also that every entry is there. Throws Refusal.
 PairBias check_bias(const char* op, const BiasArguments& arguments, const Extent& extent,
                     const Tokens& tokens);
+
+// A multiple of 16 up to kMaxBlock. Throws Refusal.
+void check_block(const char* op, const char* argument, int64_t block);
+
+// `t` has the dtype, shape and device of `want`. Throws Refusal.
+void check_result(const char* op, const char* argument, const TensorView& t, const TensorView& want);
 
 // A tensor and the name of its argument; no view: it is not given.
 struct Named {

@@ -24,11 +24,6 @@ void check_integers(const char* op, const char* argument, const TensorView& t, D
   if (!is_contiguous(t)) refuse(op, argument, " must be contiguous");
 }
 
-void check_block(const char* op, const char* argument, int64_t block) {
-  if (block < 16 || block > kMaxBlock || block % 16 != 0)
-    refuse(op, argument, " must be a multiple of 16 from 16 to ", kMaxBlock, ", got ", block);
-}
-
 // Every entry of every list, on the CPU.
 void check_lists(const char* op, const Plan& plan, const TensorView& offsets) {
   const int64_t lists = offsets.sizes[0] * offsets.sizes[1];
@@ -84,6 +79,11 @@ void check_heads_tensor(const char* op, const char* argument, const TensorView& 
 
 }  // namespace
 
+void check_block(const char* op, const char* argument, int64_t block) {
+  if (block < 16 || block > kMaxBlock || block % 16 != 0)
+    refuse(op, argument, " must be a multiple of 16 from 16 to ", kMaxBlock, ", got ", block);
+}
+
 Extent check_tokens(const char* op, const Tokens& tokens) {
   const TensorView &q = tokens.q, &k = tokens.k, &v = tokens.v;
   check_heads_tensor(op, "q", q, q);
@@ -123,6 +123,14 @@ void check_like(const char* op, const char* argument, const TensorView& t, const
     refuse(op, argument, " must have shape ", shape_text(like), " like ", like_name, ", got ", shape_text(t));
 }
 
+void check_result(const char* op, const char* argument, const TensorView& t, const TensorView& want) {
+  if (t.device != want.device)
+    refuse(op, argument, " must be on ", device_text(want.device), ", got ", device_text(t.device));
+  if (t.dtype != want.dtype) refuse(op, argument, " must be ", name(want.dtype), ", got ", name(t.dtype));
+  if (t.rank != want.rank || !std::equal(t.sizes, t.sizes + t.rank, want.sizes))
+    refuse(op, argument, " must have shape ", shape_text(want), ", got ", shape_text(t));
+}
+
 LseShape::LseShape(const TensorView& q, size_t sets) {
   const int rank = sets > 1 ? 4 : 3;
   sizes_[0] = static_cast<int64_t>(sets);
@@ -131,11 +139,7 @@ LseShape::LseShape(const TensorView& q, size_t sets) {
 }
 
 void check_lse(const char* op, const char* argument, const TensorView& lse, const LseShape& shape) {
-  const TensorView& like = shape.view();
-  check_device(op, argument, lse, like.device);
-  if (lse.dtype != like.dtype) refuse(op, argument, " must be ", name(like.dtype), ", got ", name(lse.dtype));
-  if (lse.rank != like.rank || !std::equal(lse.sizes, lse.sizes + lse.rank, like.sizes))
-    refuse(op, argument, " must have shape ", shape_text(like), ", got ", shape_text(lse));
+  check_result(op, argument, lse, shape.view());
 }
 
 namespace {

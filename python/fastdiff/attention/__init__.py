@@ -11,6 +11,7 @@ from fastdiff.attention._relative import RelativeBias
 from fastdiff.attention._tokens import token_attention
 from fastdiff.attention.attention_map_energy import attention_map_energy
 from fastdiff.attention.attention_map_energy_gradient import attention_map_energy_gradient
+from fastdiff.attention.block_means import block_means
 from fastdiff.attention.block_sparse_attention import block_sparse_attention
 from fastdiff.attention.block_sparse_attention_backward import block_sparse_attention_backward
 from fastdiff.attention.cached_residual_add import cached_residual_add
@@ -27,6 +28,7 @@ __all__ = [
     "adaptive_pool_tokens",
     "attention_map_energy",
     "attention_map_energy_gradient",
+    "block_means",
     "block_sparse_attention",
     "block_sparse_attention_backward",
     "cached_residual_add",
