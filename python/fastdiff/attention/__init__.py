@@ -17,6 +17,7 @@ from fastdiff.attention.block_sparse_attention_backward import block_sparse_atte
 from fastdiff.attention.cached_residual_add import cached_residual_add
 from fastdiff.attention.combine_tokens import combine_tokens
 from fastdiff.attention.gather_tokens import gather_tokens
+from fastdiff.attention.list_blocks import list_blocks
 from fastdiff.attention.match_tokens import match_tokens
 from fastdiff.attention.normed_token_mean import normed_token_mean
 
@@ -34,6 +35,7 @@ __all__ = [
     "cached_residual_add",
     "combine_tokens",
     "gather_tokens",
+    "list_blocks",
     "match_tokens",
     "normed_token_mean",
     "scatter_tokens",
