@@ -20,6 +20,7 @@ from fastdiff.attention.gather_tokens import gather_tokens
 from fastdiff.attention.list_blocks import list_blocks
 from fastdiff.attention.match_tokens import match_tokens
 from fastdiff.attention.normed_token_mean import normed_token_mean
+from fastdiff.attention.select_blocks import select_blocks
 
 __all__ = [
     "AttentionPlan",
@@ -39,6 +40,7 @@ __all__ = [
     "match_tokens",
     "normed_token_mean",
     "scatter_tokens",
+    "select_blocks",
     "sparse_attention",
     "tile_order",
     "token_attention",
