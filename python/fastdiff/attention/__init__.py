@@ -18,6 +18,7 @@ from fastdiff.attention.cached_residual_add import cached_residual_add
 from fastdiff.attention.combine_tokens import combine_tokens
 from fastdiff.attention.gather_tokens import gather_tokens
 from fastdiff.attention.list_blocks import list_blocks
+from fastdiff.attention.mask_blocks import mask_blocks
 from fastdiff.attention.match_tokens import match_tokens
 from fastdiff.attention.normed_token_mean import normed_token_mean
 from fastdiff.attention.select_blocks import select_blocks
@@ -37,6 +38,7 @@ __all__ = [
     "combine_tokens",
     "gather_tokens",
     "list_blocks",
+    "mask_blocks",
     "match_tokens",
     "normed_token_mean",
     "scatter_tokens",
