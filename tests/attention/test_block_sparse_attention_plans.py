@@ -179,6 +179,68 @@ def test_topk_and_cumulative_mass() -> None:
     assert_same_bits([AttentionPlan.topk(q, k, 99, block=(16, 16)).to_blocks()], [torch.ones_like(top)])
 
 
+def test_a_budget_for_each_head() -> None:
+    q, k, _ = qkv(1, 3, 70, 16, keys=100)
+    count = torch.tensor([[1, 2, 99]])
+    assert AttentionPlan.topk(q, k, count, block=(16, 16)).to_blocks().sum(-1)[0, :, 0].tolist() == [1, 2, 7]
+    plan = AttentionPlan.cumulative_mass(q, k, torch.tensor([[0.1, 0.5, 1.0]]), block=(16, 16))
+    each = [AttentionPlan.cumulative_mass(q, k, mass, block=(16, 16)).to_blocks() for mass in (0.1, 0.5, 1.0)]
+    assert torch.equal(plan.to_blocks(), torch.cat([b[:, n : n + 1] for n, b in enumerate(each)], 1))
+
+
+def test_choices_record_no_gradients() -> None:
+    q, k, v = (t.requires_grad_() for t in qkv(1, 2, 40, 16))
+    plan = AttentionPlan.topk(q, k, 2, block=(16, 16))
+    block_sparse_attention(q, k, v, plan)[0].sum().backward()
+    assert q.grad is not None
+
+
+def test_masks_that_are_not_compacted() -> None:
+    """The bits of all blocks, wherever they are used."""
+    mask = random_mask(2, 3, 50, 70, share=0.05)
+    mask[0, 0, :32] = True
+    plan = AttentionPlan.from_mask(mask, (32, 16), compact=False)
+    assert plan.bits is not None
+    assert plan.bits.shape == (2 * 3 * 2 * 5, 16, 1)
+    assert torch.equal(plan.to_mask(), mask)
+    tensors = qkv(2, 3, 50, 16, keys=70)
+    want = block_sparse_attention(*tensors, AttentionPlan.from_mask(mask, (32, 16)))
+    assert_same_bits(block_sparse_attention(*tensors, plan), want)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda q, k, m: AttentionPlan.topk(q, k, 2, block=(16, 16)),
+        lambda q, k, m: AttentionPlan.cumulative_mass(q, k, 0.9, block=(16, 16)),
+        lambda q, k, m: AttentionPlan.from_mask(m, (16, 16), compact=False),
+        lambda q, k, m: AttentionPlan.from_blocks(m[:3, :3], queries=40, keys=40, block=(16, 16)),
+    ],
+    ids=["topk", "cumulative_mass", "from_mask", "from_blocks"],
+)
+def test_does_not_wait_for_the_device(make: Any) -> None:
+    """Nothing asks for a value: it works on tensors that have none, and in one compiled graph with its use."""
+    q, k, v = qkv(1, 2, 40, 16)
+    mask = random_mask(40, 40, share=0.3)
+    with torch._subclasses.FakeTensorMode() as mode:
+        assert make(*(mode.from_tensor(t) for t in (q, k, mask))).offsets.shape[-1] == 4
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return block_sparse_attention(q, k, v, make(q, k, mask))
+
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    assert_same_bits(compiled(q, k, v, mask), attend(q, k, v, mask))
+    torch._dynamo.reset()
+
+
+def test_a_shorter_last_block_is_whole_in_a_union() -> None:
+    halves = torch.zeros(2, 40, 50, dtype=torch.bool)
+    halves[0, ::2] = halves[1, 1::2] = True
+    plan = AttentionPlan.union(*(AttentionPlan.from_mask(half, (32, 16)) for half in halves))
+    assert plan.masks is None
+    assert plan.density == 1
+
+
 def test_union() -> None:
     masks = [random_mask(*shape, 40, 50, share=0.02, seed=n) for n, shape in enumerate([(), (2, 1), (3,)])]
     masks[0][:16, :16] = True

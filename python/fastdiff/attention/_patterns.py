@@ -10,8 +10,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastdiff.attention.block_means import block_means
+from fastdiff.attention.list_blocks import IN_PART
+from fastdiff.attention.mask_blocks import mask_blocks
+
 Rule = Callable[[Tensor, Tensor], Tensor]
-CHUNK = 1 << 24  # pairs of tokens whose rule is evaluated at once
+CHUNK = 1 << 20  # pairs of tokens whose rule is evaluated at once
 
 
 # ---- tokens on a grid ------------------------------------------------------------------------------------------
@@ -85,7 +89,7 @@ def in_window(q: Tensor, k: Tensor, size: int, window: int, dilation: int = 1) -
         q, k = q // dilation, k // dilation
         start = torch.minimum((q - window // 2).clamp(min=0), (length - window).clamp(min=0))
         return same & (k >= start) & (k < start + window)
-    start = (q - window // 2).clamp(0, max(0, size - window))
+    start, k = (q - window // 2).clamp(0, max(0, size - window)).int(), k.int()
     return (k >= start) & (k < start + window)
 
 
@@ -105,48 +109,46 @@ def neighborhood(
 
 def radial(frames: int, tokens: int) -> Rule:
     """Radial Attention, section 4.2: a window in space that halves as the distance in time doubles."""
+    apart = torch.arange(frames)
+    spread = torch.exp2(torch.floor(torch.log2(apart.clamp(min=1).double()))).long()
+    every = (spread + tokens - 1) // tokens
+    # How far apart two tokens may be, by their frames' distance; -1: not at all.
+    reach = torch.where(spread <= tokens, tokens // spread - 1, torch.where(apart % every == 0, 0, -1)).int()
 
     def rule(q: Tensor, k: Tensor) -> Tensor:
-        apart = (q // tokens - k // tokens).abs()
-        spread = torch.exp2(torch.floor(torch.log2(apart.clamp(min=1).double()))).long()
-        offset = (q % tokens - k % tokens).abs()
-        near = (spread <= tokens) & ((offset + 1) * spread <= tokens)
-        every = (spread + tokens - 1) // tokens
-        far = (apart % every == 0) & (offset == 0)
-        return near | far | (k < tokens)  # the first frame is seen by all
+        frame, number = torch.unique(q // tokens, return_inverse=True)
+        far = reach.to(q.device)[(frame[:, None] - k // tokens).abs()]
+        far = torch.where(k < tokens, tokens, far)  # the first frame is seen by all
+        return ((q % tokens).int() - (k % tokens).int()).abs() <= far[number.flatten()]
 
     return rule
 
 
 def strided(stride: int, local: int) -> Rule:
     """Sparse Transformers, section 4.2, in both directions: the next tokens, and every stride-th one."""
-    return lambda q, k: ((q - k).abs() < local) | ((q - k) % stride == 0)
+    return lambda q, k: ((q.int() - k.int()).abs() < local) | (q % stride == k % stride)
 
 
-# ---- from a rule to tiles --------------------------------------------------------------------------------------
+# ---- from a rule to blocks --------------------------------------------------------------------------------------
 
 
-def tiles_of(
+def kinds_of(
     rule: Rule, queries: int, keys: int, block: tuple[int, int], device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
-    """bool [E, block_q, block_k] and bool [R, C]: what `AttentionPlan.from_tiles` takes."""
-    rows, columns = -(-queries // block[0]), -(-keys // block[1])
-    blocks, tiles = [], []
-    step = max(1, CHUNK // (columns * block[0] * block[1]))
-    k = torch.arange(columns * block[1], device=device)
-    for first in range(0, rows, step):
-        q = torch.arange(first * block[0], min(rows, first + step) * block[0], device=device)[:, None]
-        seen = rule(q.clamp(max=queries - 1), k.clamp(max=keys - 1)) & (q < queries) & (k < keys)
-        each = seen.unflatten(1, (columns, block[1])).unflatten(0, (-1, block[0])).transpose(1, 2)
-        some = each.flatten(2).any(2)
-        blocks.append(some)
-        tiles.append(each[some])
-    if not blocks:
-        blocks, tiles = (
-            [torch.zeros(0, columns, dtype=torch.bool, device=device)],
-            [k.new_zeros(0, *block).bool()],
-        )
-    return torch.cat(tiles), torch.cat(blocks)
+    """uint8 [1, 1, R, C] as :func:`mask_blocks` gives it, and the bits of the blocks that are seen in part.
+
+    Some rows of blocks at a time, whose mask is gone before the next: memory goes with the plan, not with all pairs.
+    """
+    k = torch.arange(keys, device=device)
+    step = max(1, CHUNK // max(1, keys * block[0])) * block[0]
+    kinds, bits = [], []
+    for first in range(0, max(1, queries), step):
+        q = torch.arange(first, min(queries, first + step), device=device)[:, None]
+        mask = rule(q, k).expand(len(q), keys)
+        some, of_all = mask_blocks(mask[None, None], block)
+        kinds.append(some)
+        bits.append(of_all[some.flatten() == IN_PART])
+    return torch.cat(kinds, 2), torch.cat(bits)
 
 
 # ---- from the tokens themselves --------------------------------------------------------------------------------
@@ -154,30 +156,10 @@ def tiles_of(
 
 def pooled_scores(q: Tensor, k: Tensor, block: tuple[int, int], scale: float | None) -> Tensor:
     """[B, H, R, C]: scores between the means of blocks of queries [B, H, N_q, D] and of keys [B, H_kv, N_kv, D]."""
-    means = [_means(t, size) for t, size in zip((q, k), block, strict=True)]
-    shared = means[1].repeat_interleave(q.shape[1] // k.shape[1], 1)
-    scores: Tensor = means[0] @ shared.mT * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    of_q, of_k = block_means(q.detach(), block[0]), block_means(k.detach(), block[1])
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    # The queries of all heads that share keys at once.
+    group = of_q.shape[1] // max(1, of_k.shape[1])
+    grouped = of_q.reshape(*of_k.shape[:2], group * of_q.shape[2], of_q.shape[3])
+    scores: Tensor = (grouped @ of_k.mT).mul_(factor).view(*of_q.shape[:3], of_k.shape[2])
     return scores
-
-
-def _means(t: Tensor, block: int) -> Tensor:
-    """[B, H, N, D] -> [B, H, ceil(N / block), D], in float32; the last block may be shorter."""
-    tokens = t.shape[2]
-    count = -(-tokens // block)
-    whole = torch.nn.functional.pad(t.float(), (0, 0, 0, count * block - tokens)).unflatten(2, (count, block))
-    sizes = torch.clamp(tokens - torch.arange(count, device=t.device) * block, max=block)
-    means: Tensor = whole.sum(3) / sizes[:, None]
-    return means
-
-
-def by_mass(scores: Tensor, mass: float) -> Tensor:
-    """bool [..., R, C]: the fewest blocks of each row that have this share of its softmax."""
-    share, order = torch.softmax(scores, -1).sort(dim=-1, descending=True, stable=True)
-    kept = share.cumsum(-1) - share < mass
-    return torch.zeros_like(kept).scatter_(-1, order, kept)
-
-
-def by_rank(scores: Tensor, count: int) -> Tensor:
-    """bool [..., R, C]: the `count` largest of each row."""
-    best = scores.topk(min(count, scores.shape[-1]), -1).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)

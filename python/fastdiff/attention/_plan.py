@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +14,17 @@ from torch import Tensor
 
 from fastdiff.attention._patterns import (
     Rule,
-    by_mass,
-    by_rank,
     check_grid,
     check_tiles,
+    kinds_of,
     neighborhood,
     pooled_scores,
     radial,
     strided,
-    tiles_of,
 )
+from fastdiff.attention.list_blocks import IN_PART, WHOLE, list_blocks
+from fastdiff.attention.mask_blocks import mask_blocks
+from fastdiff.attention.select_blocks import select_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +46,7 @@ class AttentionPlan:
         offsets: int32 ``[B or 1, H or 1, R + 1]``, R = ceil(N_q / block[0]): row r of a head has the entries
             offsets[r] ... offsets[r + 1] - 1.
         columns: int32 ``[E]``: the block of keys of each entry, ascending within a row. There may be more than are
-            used.
+            used, between lists too.
         masks: int32 ``[E]``: -1 where a block is seen whole, else which of ``bits`` says what is seen. None: all whole.
         bits: int32 ``[M, block[1], ceil(block[0] / 32)]``: bit q % 32 of word q // 32 of a key, for query q of the
             block.
@@ -186,52 +188,42 @@ class AttentionPlan:
             raise ValueError(
                 f"AttentionPlan: blocks must have shape [..., {want[0]}, {want[1]}], got {list(blocks.shape)}"
             )
-        return cls(queries, keys, block, *_compacted(blocks))
+        offsets, columns, _ = list_blocks(blocks)
+        return cls(queries, keys, block, offsets, columns)
 
     @classmethod
-    def from_mask(cls, mask: Tensor, block: tuple[int, int] = BLOCK) -> AttentionPlan:
-        """Any pattern: blocks of which nothing is seen are left out, the others keep their bits. Waits for the device.
+    def from_mask(
+        cls, mask: Tensor, block: tuple[int, int] = BLOCK, *, compact: bool = True
+    ) -> AttentionPlan:
+        """Any pattern: blocks of which nothing is seen are left out, the others keep their bits.
 
         Args:
             mask: bool ``[N_q, N_kv]``, ``[H, N_q, N_kv]`` or ``[B, H, N_q, N_kv]``, True where a query sees a key, as
                 for ``scaled_dot_product_attention``. Sizes of 1 stand for all samples or heads.
             block: tokens of a block of queries, and of one of keys.
+            compact: keep bits only of blocks that are seen in part, and none if there are none. Waits for the device.
+                False: keep bits of all blocks, an eighth of the mask's bytes, and do not wait, so that the mask may
+                change at every step.
         """
         mask = _four_dimensions("mask", mask)
         _check_block(block)
         queries, keys = mask.shape[2:]
-        rows, columns = -(-queries // block[0]), -(-keys // block[1])
-        padded = torch.nn.functional.pad(mask, (0, columns * block[1] - keys, 0, rows * block[0] - queries))
-        tiles = padded.unflatten(3, (columns, block[1])).unflatten(2, (rows, block[0])).transpose(3, 4)
-        seen = tiles.sum((4, 5))
-        used = (seen > 0).nonzero(as_tuple=True)
-        return cls.from_tiles(tiles[used], seen > 0, queries=queries, keys=keys)
+        kinds, bits = mask_blocks(mask, block)
+        if compact:
+            return cls._from_kinds(kinds, bits[kinds.flatten() == IN_PART], queries, keys, block)
+        return cls(queries, keys, block, *list_blocks(kinds), bits)
 
     @classmethod
-    def from_tiles(cls, tiles: Tensor, blocks: Tensor, *, queries: int, keys: int) -> AttentionPlan:
-        """Blocks with what is seen inside each of them. Waits for the device.
-
-        Args:
-            tiles: bool ``[E, block_q, block_k]``: of each block that is True in ``blocks``, in their order. What is
-                past the last query or key does not count.
-            blocks: bool ``[R, C]`` to ``[B, H, R, C]``.
-            queries, keys: as in the plan.
-        """
-        blocks = _four_dimensions("blocks", blocks)
-        block = (tiles.shape[1], tiles.shape[2])
-        _check_block(block)
-        used = blocks.nonzero(as_tuple=True)
-        sizes = _sizes(queries, block[0], used[2]), _sizes(keys, block[1], used[3])
-        within = [
-            torch.arange(b, device=tiles.device) < n[:, None] for b, n in zip(block, sizes, strict=True)
-        ]
-        tiles = tiles & within[0][:, :, None] & within[1][:, None]
-        partial = tiles.sum((1, 2)) < sizes[0] * sizes[1]
-        offsets, _ = _compacted(blocks)
-        if not bool(partial.any()):
-            return cls(queries, keys, block, offsets, used[3].int())
-        masks = torch.where(partial, partial.cumsum(0) - 1, -1).int()
-        return cls(queries, keys, block, offsets, used[3].int(), masks, _packed(tiles[partial]))
+    def _from_kinds(
+        cls, kinds: Tensor, bits: Tensor, queries: int, keys: int, block: tuple[int, int]
+    ) -> AttentionPlan:
+        """Of kinds as :func:`mask_blocks` gives them, and the bits of the blocks that are seen in part."""
+        offsets, columns, masks = list_blocks(kinds)
+        if not len(bits):
+            return cls(queries, keys, block, offsets, columns)
+        rank = (kinds.flatten() == IN_PART).cumsum(0) - 1
+        masks = torch.where(masks < 0, -1, rank[masks.clamp(min=0)]).int()
+        return cls(queries, keys, block, offsets, columns, masks, bits)
 
     @classmethod
     def dense(
@@ -380,30 +372,42 @@ class AttentionPlan:
         """
         keys = queries if keys is None else keys
         _check_block(block)
-        tiles, blocks = tiles_of(rule, queries, keys, block, device)
-        return cls.from_tiles(tiles, blocks, queries=queries, keys=keys)
+        kinds, bits = kinds_of(rule, queries, keys, block, device)
+        return cls._from_kinds(kinds, bits, queries, keys, block)
 
     @classmethod
     def topk(
-        cls, q: Tensor, k: Tensor, count: int, *, block: tuple[int, int] = BLOCK, scale: float | None = None
+        cls,
+        q: Tensor,
+        k: Tensor,
+        count: int | Tensor,
+        *,
+        block: tuple[int, int] = BLOCK,
+        scale: float | None = None,
     ) -> AttentionPlan:
         """For each block of queries the blocks of keys with the largest scores between means. Does not wait for the
         device.
 
         Args:
             q, k: queries and keys, as for :func:`block_sparse_attention`; a list for each sample and head.
-            count: how many blocks of keys, at least 1.
+            count: how many blocks of keys, at least 1; or int64 ``[B or 1, H or 1]``.
             block: of the plan.
             scale: of the scores; default: 1/sqrt(D).
         """
-        if count < 1:
+        if not isinstance(count, Tensor) and count < 1:
             raise ValueError(f"AttentionPlan.topk: count must be at least 1, got {count}")
-        chosen = by_rank(pooled_scores(q, k, block, scale), count)
+        chosen = select_blocks(pooled_scores(q, k, block, scale), count=count)
         return cls.from_blocks(chosen, queries=q.shape[2], keys=k.shape[2], block=block)
 
     @classmethod
     def cumulative_mass(
-        cls, q: Tensor, k: Tensor, mass: float, *, block: tuple[int, int] = BLOCK, scale: float | None = None
+        cls,
+        q: Tensor,
+        k: Tensor,
+        mass: float | Tensor,
+        *,
+        block: tuple[int, int] = BLOCK,
+        scale: float | None = None,
     ) -> AttentionPlan:
         """For each block of queries the fewest blocks of keys whose scores between means have this share of their
         softmax.
@@ -412,11 +416,11 @@ class AttentionPlan:
 
         Args:
             q, k, block, scale: as for :meth:`topk`.
-            mass: the share, above 0 and at most 1.
+            mass: the share, above 0 and at most 1; or float32 or float64 ``[B or 1, H or 1]``.
         """
-        if not 0 < mass <= 1:
+        if not isinstance(mass, Tensor) and not 0 < mass <= 1:
             raise ValueError(f"AttentionPlan.cumulative_mass: mass must be above 0 and at most 1, got {mass}")
-        chosen = by_mass(pooled_scores(q, k, block, scale), mass)
+        chosen = select_blocks(pooled_scores(q, k, block, scale), mass=mass)
         return cls.from_blocks(chosen, queries=q.shape[2], keys=k.shape[2], block=block)
 
     @classmethod
@@ -442,10 +446,12 @@ class AttentionPlan:
         shape = torch.broadcast_shapes(*(plan.offsets.shape[:2] for plan in plans))
         blocks = torch.stack([plan.to_blocks().expand(*shape, -1, -1) for plan in plans]).any(0)
         used = blocks.nonzero(as_tuple=True)
-        tiles = torch.zeros(len(used[0]), *first.block, dtype=torch.bool, device=blocks.device)
-        for plan in plans:
-            tiles |= plan._tiles(*used)
-        return cls.from_tiles(tiles, blocks, queries=first.queries, keys=first.keys)
+        whole = first._whole_bits(used[2], used[3])
+        bits = functools.reduce(torch.bitwise_or, (plan._bits_at(used, whole) for plan in plans))
+        partial = (bits != whole).flatten(1).any(1)
+        kinds = blocks.to(torch.uint8)
+        kinds[used] = torch.where(partial, IN_PART, WHOLE).to(torch.uint8)
+        return cls._from_kinds(kinds, bits[partial], first.queries, first.keys, first.block)
 
     @classmethod
     def beside(cls, *plans: AttentionPlan) -> AttentionPlan:
@@ -493,17 +499,30 @@ class AttentionPlan:
         keys = sum(plan.keys for plan in plans)
         return cls(first.queries, keys, first.block, offsets, columns[:-1], masks_of_all, bits_of_all, plans)
 
-    def _tiles(self, sample: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """bool [E, block_q, block_k]: what is seen in these blocks."""
+    def _whole_bits(self, row: Tensor, column: Tensor) -> Tensor:
+        """int32 [E, block_k, words]: the bits of all tokens that there are in these blocks."""
+        sizes = _sizes(self.queries, self.block[0], row), _sizes(self.keys, self.block[1], column)
+        first = 32 * torch.arange(-(-self.block[0] // 32), device=row.device)
+        words = (1 << (sizes[0][:, None] - first).clamp(0, 32)) - 1
+        there = torch.arange(self.block[1], device=row.device) < sizes[1][:, None]
+        words = torch.where(words >= 2**31, words - 2**32, words).int()
+        return torch.where(there[:, :, None], words[:, None], 0)
+
+    def _bits_at(self, blocks: tuple[Tensor, ...], whole: Tensor) -> Tensor:
+        """int32 [E, block_k, words]: what is seen in these blocks, by sample, head, row and column, of their whole
+        bits."""
+        sample, head, row, column = blocks
         samples, heads = self.offsets.shape[:2]
         rows, columns = self._grid()
-        number = torch.zeros(samples * heads * rows, columns, dtype=torch.int64, device=column.device)
+        entries = torch.full((samples * heads * rows, columns), -1, device=column.device)
         of_row, entry = self._entries()
-        number[of_row, self.columns[entry].long()] = 1 + torch.arange(len(entry), device=column.device)
-        seen = torch.zeros(1 + len(entry), *self.block, dtype=torch.bool, device=column.device)
-        seen[1:] = self._seen(entry)
-        at = (sample % samples * heads + head % heads) * rows + row
-        return seen[number[at, column]]
+        entries[of_row, self.columns[entry].long()] = entry
+        at = entries[(sample % samples * heads + head % heads) * rows + row, column]
+        bits = torch.where(at[:, None, None] < 0, 0, whole)
+        if self.masks is not None and self.bits is not None:
+            partial = (at >= 0) & (self.masks[at.clamp(min=0)] >= 0)
+            bits[partial] &= self.bits[self.masks[at[partial]]]
+        return bits
 
     def _seen(self, entry: Tensor) -> Tensor:
         """bool [E, block_q, block_k]: what is seen in these entries."""
@@ -564,34 +583,7 @@ def _sizes(tokens: int, block: int, number: Tensor) -> Tensor:
     return torch.clamp(tokens - number * block, max=block)
 
 
-def _compacted(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """bool [B, H, R, C] -> offsets [B, H, R + 1] and columns [B H R C], of which the first are used."""
-    samples, heads, rows, columns = blocks.shape
-    flat = blocks.reshape(samples * heads * rows, columns)
-    counts = flat.sum(1)
-    ends = counts.cumsum(0)
-    begin = (ends - counts).view(samples, heads, rows)
-    last = ends.view(samples, heads, rows)[..., -1:] if rows else ends.new_zeros(samples, heads, 1)
-    room = flat.numel()
-    place = begin.flatten()[:, None] + flat.cumsum(1) - 1
-    found = torch.zeros(
-        room + 1, dtype=torch.int32, device=blocks.device
-    )  # the last one takes all that is not used
-    numbers = torch.arange(columns, dtype=torch.int32, device=blocks.device).expand_as(flat)
-    found.scatter_(0, torch.where(flat, place, room).flatten(), numbers.flatten())
-    return torch.cat([begin, last], -1).int(), found[:room]
-
-
-def _packed(tiles: Tensor) -> Tensor:
-    """bool [M, block_q, block_k] -> int32 [M, block_k, words]: a bit for each query, the keys in rows."""
-    words = -(-tiles.shape[1] // 32)
-    padded = torch.nn.functional.pad(tiles, (0, 0, 0, words * 32 - tiles.shape[1]))
-    weights = 1 << torch.arange(32, device=tiles.device)
-    values = (padded.unflatten(1, (words, 32)) * weights[:, None]).sum(2)  # [M, words, block_k]
-    return torch.where(values >= 2**31, values - 2**32, values).int().transpose(1, 2).contiguous()
-
-
 def _unpacked(bits: Tensor, block_q: int) -> Tensor:
-    """The way back of :func:`_packed`."""
+    """Of bits int32 [M, block_k, words] bool [M, block_q, block_k]."""
     each = bits[..., None] >> torch.arange(32, device=bits.device) & 1  # [M, block_k, words, 32]
     return each.flatten(2)[..., :block_q].transpose(1, 2).bool()
