@@ -56,6 +56,21 @@ def test_any_call(data: st.DataObject) -> None:
     assert_close(got, reference(h, components, gates), scale=100.0, terms=16)
 
 
+@pytest.mark.parametrize("of_gates", [F32, BF16, F16])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16, F64])
+def test_side_by_side_or_not_the_bits_are_the_same(dtype: torch.dtype, of_gates: torch.dtype) -> None:
+    """Rows in registers against blocks that are converted, for whole rows, tails and every kind of gate."""
+    of_gates = F64 if dtype == F64 else of_gates
+    for width in (64, 131, 1027):
+        shape = (2, 3, width)
+        h, *components = (normal(*shape, dtype=dtype, seed=n) for n in range(5))
+        sizes = [(2, 1, width), (width,), (2, 1, 1)]
+        gates = [normal(*size, dtype=of_gates, seed=n) for n, size in enumerate(sizes)]
+        spread = [torch.stack((t, t), -1)[..., 0] for t in (h, *components)]
+        want = cached_residual_add(spread[0], spread[1:], [*gates, None])
+        assert_same_bits([cached_residual_add(h, components, [*gates, None])], [want], f"rows of {width}")
+
+
 def test_gradients() -> None:
     h, a, b = (normal(2, 3, 5, dtype=F64, seed=n).requires_grad_() for n in range(3))
     gates = [normal(*shape, dtype=F64, seed=7).requires_grad_() for shape in ((2, 1, 5), (5,))]
