@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of cached_residual_add, in PyTorch: products with the gates, and sums over what they were broadcast to."""
+"""Gradients of cached_residual_add, in PyTorch: products with the gates, and sums over what they were broadcast to.
+
+Products have the dtype that PyTorch gives them, as in the eager expression's own gradient, and take as long.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +48,22 @@ class _Add(torch.autograd.Function):
         (dy,) = grads
         count, needed = len(ctx.gate_of), ctx.needs_input_grad[2:]
         components, gates = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        wide = dy if dy.dtype == torch.float64 else dy.float()
         results: list[Tensor | None] = [None] * len(ctx.dtypes)
         for n, number in enumerate(ctx.gate_of):
             if needed[n]:
-                results[n] = (wide if number < 0 else wide * gates[number]).to(ctx.dtypes[n])
+                results[n] = (dy if number < 0 else dy * gates[number]).to(ctx.dtypes[n])
             if number >= 0 and needed[count + number]:
-                of_gate = (wide * components[n]).sum_to_size(ctx.shapes[number])
+                of_gate = _sum_to(dy * components[n], ctx.shapes[number])
                 results[count + number] = of_gate.to(ctx.dtypes[count + number])
         return (dy if ctx.needs_input_grad[0] else None, None, *results)
+
+
+def _sum_to(t: Tensor, shape: torch.Size) -> Tensor:
+    """As ``sum_to_size``, but for 16 bits in float32, which it returns."""
+    added = t.dim() - len(shape)
+    dims = [d for d in range(t.dim()) if d < added or (shape[d - added] == 1 and t.shape[d] != 1)]
+    wide = torch.float64 if t.dtype == torch.float64 else torch.float32
+    return t.sum(dims, keepdim=True, dtype=wide).reshape(shape) if dims else t
 
 
 _add: Callable[..., Tensor] = _Add.apply
