@@ -40,7 +40,7 @@ void check_sequences(const char* op, const char* argument, const TensorView& t, 
 void check_numbers(const char* op, const char* argument, const TensorView& t, const TensorView& x);
 
 // A result of a dtype and shape like `expected`, whose elements are distinct. Throws Refusal.
-void check_result(const char* op, const char* argument, const TensorView& t, const TensorView& expected);
+void check_output(const char* op, const char* argument, const TensorView& t, const TensorView& expected);
 
 // A result shares no memory with an input; not given: nothing to check. Throws Refusal.
 void check_apart(const char* op, const char* argument, const TensorView& result, const char* input,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "attention/plan.h"
 #include "core/layout.h"
 
 namespace fastdiff::attention {
@@ -35,12 +36,8 @@ void check_numbers(const char* op, const char* argument, const TensorView& t, co
     refuse(op, argument, " must have shape [", x.sizes[0], " or 1, M], got ", shape_text(t));
 }
 
-void check_result(const char* op, const char* argument, const TensorView& t, const TensorView& expected) {
-  check_device(op, argument, t, expected.device);
-  if (t.dtype != expected.dtype)
-    refuse(op, argument, " must be ", name(expected.dtype), ", got ", name(t.dtype));
-  if (t.rank != expected.rank || !std::equal(t.sizes, t.sizes + t.rank, expected.sizes))
-    refuse(op, argument, " must have shape ", shape_text(expected), ", got ", shape_text(t));
+void check_output(const char* op, const char* argument, const TensorView& t, const TensorView& expected) {
+  check_result(op, argument, t, expected);
   if (!elements_are_distinct(t))
     refuse(op, argument, " must not have elements that share memory (expanded?)");
 }

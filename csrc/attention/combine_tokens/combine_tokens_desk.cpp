@@ -53,7 +53,7 @@ void check(const Arguments& a) {
 
 Params prepare(const Arguments& a, const TensorView& y) {
   const int64_t sizes[] = {a.x.sizes[0], a.offsets.sizes[1] - 1, a.x.sizes[2]};
-  attention::check_result(kOp, "out", y, {nullptr, a.x.dtype, 3, sizes, sizes, a.x.device});
+  attention::check_output(kOp, "out", y, {nullptr, a.x.dtype, 3, sizes, sizes, a.x.device});
   attention::check_apart(kOp, "out", y, "x", a.x);
   attention::check_apart(kOp, "out", y, "offsets", a.offsets);
   attention::check_apart(kOp, "out", y, "members", a.members);

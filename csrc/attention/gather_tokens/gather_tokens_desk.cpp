@@ -50,7 +50,7 @@ void check(const Arguments& a) {
 
 Params prepare(const Arguments& a, const TensorView& y) {
   const int64_t sizes[] = {a.x.sizes[0], a.index.sizes[1], a.x.sizes[2]};
-  attention::check_result(kOp, "out", y, {nullptr, a.x.dtype, 3, sizes, sizes, a.x.device});
+  attention::check_output(kOp, "out", y, {nullptr, a.x.dtype, 3, sizes, sizes, a.x.device});
   attention::check_apart(kOp, "out", y, "x", a.x);
   attention::check_apart(kOp, "out", y, "index", a.index);
   attention::check_apart(kOp, "out", y, "fill", a.fill);

@@ -28,8 +28,8 @@ void check(const Arguments& arguments) {
 Params prepare(const Arguments& arguments, const TensorView& score, const TensorView& index) {
   const TensorView &a = arguments.a, &b = arguments.b;
   const DType dtype = a.dtype == DType::f64 ? DType::f64 : DType::f32;
-  attention::check_result(kOp, "score", score, {nullptr, dtype, 2, a.sizes, a.strides, a.device});
-  attention::check_result(kOp, "index", index, {nullptr, DType::i64, 2, a.sizes, a.strides, a.device});
+  attention::check_output(kOp, "score", score, {nullptr, dtype, 2, a.sizes, a.strides, a.device});
+  attention::check_output(kOp, "index", index, {nullptr, DType::i64, 2, a.sizes, a.strides, a.device});
   for (const auto& [argument, t] : {std::pair("score", &score), std::pair("index", &index)}) {
     attention::check_apart(kOp, argument, *t, "a", a);
     attention::check_apart(kOp, argument, *t, "b", b);
