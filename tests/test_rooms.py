@@ -102,10 +102,10 @@ RULES = [
     ),
     Rule(
         "intrinsics stay behind the lanes",
-        r"\b_mm\d*_\w+|\bv(ld|st)\dq?_\w+|<(immintrin|arm_neon)\.h>",
+        r"\b_mm\d*_\w+|\b_tile_\w+|\bv(ld|st)\dq?_\w+|<(immintrin|arm_neon)\.h>",
         "auto v = _mm256_loadu_ps(p);",
         ("csrc",),
-        (r"csrc/core/lanes(_avx2|_avx512)?\.h",),
+        (r"csrc/core/(lanes(_avx2|_avx512)?|tiles_amx)\.h",),
     ),
     Rule(
         "PTX stays in one header",

@@ -237,18 +237,18 @@ def avx_instructions(path: Path) -> set[str]:
 
 @needs_objdump
 def test_baseline_units_have_no_avx() -> None:
-    baseline = [path for path in objects("*") if not re.search(r"_avx\w+\.dir/", path.as_posix())]
+    baseline = [path for path in objects("*") if not re.search(r"_(avx\w+|amx)\.dir/", path.as_posix())]
     assert {path.name: found for path in baseline if (found := avx_instructions(path))} == {}
 
 
 @needs_objdump
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
 def test_avx_units_have_avx(isa: str) -> None:
     # The disassembly is read correctly: it finds what is there.
     assert all(avx_instructions(path) for path in objects(f"fastdiff_cpu_{isa}"))
 
 
-@pytest.mark.parametrize(("isa", "number"), [("baseline", 0), ("avx2", 1), ("avx512", 2)])
+@pytest.mark.parametrize(("isa", "number"), [("baseline", 0), ("avx2", 1), ("avx512", 2), ("amx", 3)])
 def test_isa_units_share_no_function(isa: str, number: int) -> None:
     """Each defines the specialisations for its own ISA, and nothing that the linker could merge."""
     for path in objects(f"fastdiff_cpu_{isa}"):

@@ -136,16 +136,26 @@ struct Block {
   int keys;
 };
 
-// Adds the bias, hides what is masked, and gives the maxima over the keys and `highest`.
-template <int kRegisters, bool kPlain, class T>
-void finish_scores(const Block<T>& scores, const Bias<T>& bias, typename Lanes<T>::V (&highest)[kRegisters]) {
+// Scores as they were stored.
+struct AsTheyAre {
+  template <class V>
+  V operator()(V s) const {
+    return s;
+  }
+};
+
+// Adds the bias to scaled(score), hides what is masked, and gives the maxima over the keys and `highest`.
+// With neither bias nor mask the scores stay as they are stored.
+template <int kRegisters, bool kPlain, class T, class Scaled = AsTheyAre>
+void finish_scores(const Block<T>& scores, const Bias<T>& bias, typename Lanes<T>::V (&highest)[kRegisters],
+                   const Scaled& scaled = {}) {
   using L = Lanes<T>;
   using V = typename L::V;
   constexpr int w = L::width;
   for (int j = 0; j < scores.keys; ++j)
     for (int n = 0; n < kRegisters; ++n) {
       T* const at = scores.data + j * scores.row + n * w;
-      V s = L::load(at);
+      V s = scaled(L::load(at));
       if constexpr (!kPlain) {
         if (bias.data)
           s = add(s, bias.key ? L::load(bias.data + j * bias.key + n * w) : splat<V>(bias.data[j]));
@@ -196,17 +206,20 @@ void exponentials(const Block<T>& x, const T* subtract, typename Lanes<T>::V (&s
 }
 
 // Scores [keys][lanes] to their exponentials, with everything that a new maximum changes.
-template <int kRegisters, class T>
-void softmax_block(const Block<T>& scores, const Bias<T>& bias, const Running<T>& running) {
+// exponentials_of(plain, sum) makes them: of scaled(score) if plain, else of what finish_scores() has left.
+template <int kRegisters, class T, class Scaled, class Exponentials>
+void softmax_block(const Block<T>& scores, const Bias<T>& bias, const Running<T>& running,
+                   const Scaled& scaled, const Exponentials& exponentials_of) {
   using L = Lanes<T>;
   using V = typename L::V;
   constexpr int w = L::width;
   V highest[kRegisters], sum[kRegisters];
   for (int n = 0; n < kRegisters; ++n) highest[n] = L::load(running.highest + n * w);
-  if (bias.data || bias.mask) {
-    finish_scores<kRegisters, false>(scores, bias, highest);
+  const bool plain = bias.data == nullptr && bias.mask == nullptr;
+  if (plain) {
+    finish_scores<kRegisters, true>(scores, bias, highest, scaled);
   } else {
-    finish_scores<kRegisters, true>(scores, bias, highest);
+    finish_scores<kRegisters, false>(scores, bias, highest, scaled);
   }
   for (int n = 0; n < kRegisters; ++n) L::store(running.shrink + n * w, L::load(running.highest + n * w));
   for (int n = 0; n < kRegisters; ++n) L::store(running.highest + n * w, highest[n]);
@@ -214,10 +227,15 @@ void softmax_block(const Block<T>& scores, const Bias<T>& bias, const Running<T>
   for (int n = 0; n < kRegisters; ++n) none[n] = splat<V>(T(0));
   exponentials<kRegisters>(Block<T>{running.shrink, 0, 1}, running.highest, none);
   for (int n = 0; n < kRegisters; ++n) sum[n] = splat<V>(T(0));
-  exponentials<kRegisters>(scores, running.highest, sum);
+  exponentials_of(plain, sum);
   for (int n = 0; n < kRegisters; ++n)
     L::store(running.total + n * w,
              fma_(L::load(running.total + n * w), L::load(running.shrink + n * w), sum[n]));
+}
+template <int kRegisters, class T>
+void softmax_block(const Block<T>& scores, const Bias<T>& bias, const Running<T>& running) {
+  softmax_block<kRegisters>(scores, bias, running, AsTheyAre{},
+                            [&](bool, auto& sum) { exponentials<kRegisters>(scores, running.highest, sum); });
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ FASTDIFF_EXPORT const char* fastdiff_isa_used() {
 // 0: done; 1: unknown name; 2: not built into this library; 3: this CPU does not have it
 FASTDIFF_EXPORT int fastdiff_isa_request(const char* name) {
   using fastdiff::Isa;
-  for (Isa which : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+  for (Isa which : fastdiff::kIsas) {
     if (std::strcmp(name, fastdiff::isa::name(which)) != 0) continue;
     if (fastdiff::isa::request(which)) return 0;
     return fastdiff::isa::built(which) ? 3 : 2;

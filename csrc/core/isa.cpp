@@ -3,6 +3,11 @@
 
 #include <atomic>
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastdiff::isa {
 
 bool built(Isa which) {
@@ -21,9 +26,30 @@ bool built(Isa which) {
 #else
       return false;
 #endif
+    case Isa::amx:
+#if defined(FASTDIFF_ISA_AMX)
+      return true;
+#else
+      return false;
+#endif
   }
   return false;
 }
+
+namespace {
+
+// Linux lends the tiles' registers to processes that ask, once and for all their threads.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 bool supported(Isa which) {
 #if defined(__x86_64__)
@@ -31,9 +57,12 @@ bool supported(Isa which) {
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (which == Isa::avx2) return avx2;
-  if (which == Isa::avx512)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (which == Isa::avx512) return avx512;
+  if (which == Isa::amx)
+    return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+           __builtin_cpu_supports("amx-bf16") && may_use_tiles();
 #endif
   return which == Isa::baseline;
 }
@@ -41,7 +70,7 @@ bool supported(Isa which) {
 namespace {
 
 Isa best() {
-  for (Isa which : {Isa::avx512, Isa::avx2})
+  for (Isa which : {Isa::amx, Isa::avx512, Isa::avx2})
     if (built(which) && supported(which)) return which;
   return Isa::baseline;
 }
@@ -75,6 +104,8 @@ const char* name(Isa which) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::amx:
+      return "amx";
   }
   return "baseline";
 }

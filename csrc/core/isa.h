@@ -6,13 +6,21 @@
 
 namespace fastdiff {
 
-enum class Isa : int { baseline, avx2, avx512 };
+// Each contains those before it. amx is avx512 with the tiles of AMX for products of bfloat16.
+enum class Isa : int { baseline, avx2, avx512, amx };
+
+inline constexpr Isa kIsas[] = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::amx};
 
 // A *_cpu.cpp file is compiled once per ISA with -DFASTDIFF_ISA=<enumerator> and defines the
-// explicit specialisation of its kernel for that ISA; everything else in it is in an anonymous namespace.
+// explicit specialisation of its kernel for that ISA; everything else in it is in an anonymous namespace. An
+// *_amx.cpp file is compiled for Isa::amx; its room's header says so by kHasTiles. Other rooms run what they
+// have for AVX-512 there.
 #if defined(FASTDIFF_ISA)
 inline constexpr Isa kIsa = Isa::FASTDIFF_ISA;
 #endif
+
+template <template <Isa> class Kernel>
+inline constexpr bool kHasTiles = false;
 
 namespace isa {
 
@@ -27,6 +35,11 @@ const char* name(Isa which);
 template <template <Isa> class Kernel, class... Args>
 void run(Args&&... args) {
   switch (used()) {
+#if defined(FASTDIFF_ISA_AMX)
+    case Isa::amx:
+      if constexpr (kHasTiles<Kernel>) return Kernel<Isa::amx>::run(std::forward<Args>(args)...);
+      [[fallthrough]];
+#endif
 #if defined(FASTDIFF_ISA_AVX512)
     case Isa::avx512:
       return Kernel<Isa::avx512>::run(std::forward<Args>(args)...);

@@ -58,7 +58,7 @@ def mark_written(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def isa() -> str:
-    """The instruction set that the CPU kernels use: "baseline", "avx2" or "avx512"."""
+    """The instruction set that the CPU kernels use: "baseline", "avx2", "avx512" or "amx"."""
     library = ctypes.CDLL(str(LIBRARY_PATH))
     library.fastdiff_isa_used.restype = ctypes.c_char_p
     name: bytes = library.fastdiff_isa_used()
@@ -66,7 +66,7 @@ def isa() -> str:
 
 
 def use_isa(name: str) -> None:
-    """Force the CPU kernels of this process to one instruction set: "baseline", "avx2" or "avx512".
+    """Force the CPU kernels of this process to one instruction set: "baseline", "avx2", "avx512" or "amx".
 
     Raises:
         ValueError: the name is unknown, the ISA was not built, or this CPU lacks it.
@@ -75,7 +75,7 @@ def use_isa(name: str) -> None:
 
     answer = ctypes.CDLL(str(LIBRARY_PATH)).fastdiff_isa_request(name.encode())
     reasons = {
-        1: "is not one of baseline, avx2, avx512",
+        1: "is not one of baseline, avx2, avx512, amx",
         2: "was not built into this library",
         3: "is not supported by this CPU",
     }

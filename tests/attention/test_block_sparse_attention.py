@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import fastdiff
 import numpy as np
 import pytest
 import torch
@@ -61,9 +62,11 @@ def test_is_sdpa_with_the_mask(share: float, dtype: torch.dtype) -> None:
     out, _ = block_sparse_attention(q, k, v, AttentionPlan.from_mask(mask, (32, 16)))
     want = scaled_dot_product_attention(q.double(), k.double(), v.double(), mask)
     eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(
-        out.double(), want, rtol=eps, atol=20 * torch.finfo(F64 if dtype == F64 else F32).eps
-    )
+    if dtype == torch.bfloat16 and fastdiff.isa() == "amx":
+        atol = 2.0**-9 * float(v.abs().max())  # probabilities are rounded
+    else:
+        atol = 20 * torch.finfo(F64 if dtype == F64 else F32).eps
+    torch.testing.assert_close(out.double(), want, rtol=eps, atol=atol)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -16,7 +16,7 @@ from tests.kit.ops import Op
 from tests.kit.simt.worker import SimtWorker
 from tests.kit.trees import moved
 
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")
 
 
 @functools.cache

@@ -5,6 +5,7 @@ Besides ``cases()`` and ``reference()``, a module says what is particular to its
 
     IN_PLACE = False        ``out`` must not share memory with an input (default: it may be exactly one of them)
     SAME_BITS = False       CUDA adds in another order than the CPU (default: all backends give the same bits)
+    TILES = True            on AMX calls in bfloat16 have sums in an order of their own (default: as on AVX-512)
     tolerance(*args, **kwargs)  ``scale`` and ``terms`` of :func:`tests.kit.compare.assert_close` for one call
 """
 
@@ -91,8 +92,13 @@ class Op:
 
     @property
     def gives_the_same_bits(self) -> bool:
-        """On the CPU and on CUDA; all instruction sets of the CPU agree in any case."""
+        """On the CPU and on CUDA; all instruction sets of the CPU agree in any case, but see uses_tiles()."""
         return bool(getattr(self.module, "SAME_BITS", True))
+
+    def uses_tiles(self, case: Case) -> bool:
+        """On AMX the case is computed by its tiles, in an order of their own."""
+        tiles = bool(getattr(self.module, "TILES", False))
+        return tiles and next(tensors_of(case.args)).dtype == torch.bfloat16
 
     @property
     def gradient_orders(self) -> int:

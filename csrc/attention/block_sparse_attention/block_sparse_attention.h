@@ -40,6 +40,7 @@ struct Params {
   int splits = 1;              // of each row of blocks: parts of it whose results are merged at the end
   int64_t out_of_split = 0;    // stride
   double mix = 0, scale = 1;
+  bool tiles = false;  // on the CPU: by the tiles of AMX
 
   bool wide() const { return q.dtype == DType::f64; }
 };
@@ -66,3 +67,6 @@ struct Cpu {
 void launch_cuda(const Params& params, void* scratch, int device, void* stream);
 
 }  // namespace fastdiff::block_sparse_attention
+
+template <>
+inline constexpr bool fastdiff::kHasTiles<fastdiff::block_sparse_attention::Cpu> = true;

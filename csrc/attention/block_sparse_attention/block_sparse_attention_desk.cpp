@@ -64,6 +64,7 @@ Params prepare(const Arguments& a, const attention::Extent& extent, const Tensor
   if (a.weights) lay_out_weights(*a.weights, a.tokens.q.device, p);
   p.scale = a.scale;
   p.splits = splits_of(p);
+  p.tiles = isa::used() == Isa::amx && p.q.dtype == DType::bf16;
   return p;
 }
 

@@ -10,6 +10,28 @@
 namespace fastdiff::block_sparse_attention {
 namespace {
 
+// Keys and values as the tiles of AMX take them, filled up with zeros: [keys][key_dim] and [dim][keys]. Those
+// of the blocks seen last stay with the thread, for the next block of queries: as many as fit into the second
+// level of the cache.
+struct TileRoom {
+  static constexpr int64_t kBytes = int64_t{1} << 20;
+  int64_t keys, key_dim, dim, slots;
+
+  explicit TileRoom(const Params& p)
+      : keys(attention::rounded_up(p.plan.block_k, 32)),
+        key_dim(attention::rounded_up(p.extent.head_dim, 32)),
+        dim(attention::rounded_up(p.extent.head_dim, 16)),
+        slots(kBytes / (2 * slot())) {
+    if (slots > p.plan.key_blocks) slots = p.plan.key_blocks;
+  }
+
+  int64_t slot() const { return keys * (key_dim + dim); }  // in elements of bfloat16
+  // In floats: the slots, which block each has, and rows that are being packed.
+  int64_t numel() const {
+    return slots * slot() / 2 + attention::rounded_up(2 * slots, 16) + keys * key_dim / 2;
+  }
+};
+
 // Elements of one thread's memory: queries and sums of a block of queries, transposed and filled up to whole
 // strips, and what earlier sets of keys have given; the scores of a strip, a block of keys and of values if
 // they have to be converted, and the softmax's state.
@@ -18,15 +40,15 @@ struct Room {
 
   explicit Room(const Params& p)
       : lanes(attention::lanes_of(p.plan)),
-        queries(lanes * p.extent.head_dim),
+        queries(lanes * (p.tiles ? TileRoom(p).dim : p.extent.head_dim)),
         scores(int64_t{p.plan.block_k} * attention::kMostLanes),
-        keys(int64_t{p.plan.block_k} * p.extent.head_dim),
+        keys(p.tiles ? TileRoom(p).numel() : 2 * int64_t{p.plan.block_k} * p.extent.head_dim),
         bias(attention::bias_numel(p.plan, p.bias)),
         given(p.plan.sets > 1 ? queries : 0) {}
 
   int64_t numel() const {
     return attention::rounded_up(
-        2 * queries + scores + 2 * keys + 2 * lanes + attention::kMostLanes + bias + given,
+        2 * queries + scores + keys + 2 * lanes + attention::kMostLanes + bias + given,
         attention::kMostWidth);
   }
 };

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from fastdiff._case import Case
 
 IN_PLACE: Final = False
-SAME_BITS: Final = False  # the CUDA kernels add in another order than the CPU; every instruction set agrees
+SAME_BITS: Final = False  # the CUDA kernels add in another order than the CPU; every instruction set agrees,
+TILES: Final = True  # except that in bfloat16 AMX adds in yet another
 LAYOUTS: Final = ("bhnd", "bnhd")
 
 _ARGUMENTS = (
@@ -312,11 +313,9 @@ def tolerance(
 ) -> dict[str, float]:
     """Of a score's D products, which the exponential multiplies, of the exponentials, and of the sum.
 
-    For 16-bit dtypes also of the probabilities, which tensor cores multiply with the values in that dtype, as
-    FlashAttention
-    does: half a roundoff of each, as they do not all err to one side. Neither lse nor the CPU has any of it: for them
-        the
-    bound is wide.
+    For 16-bit dtypes also of the probabilities, which tensor cores and AMX multiply with the values in that dtype, as
+    FlashAttention does: half a roundoff of each, as they do not all err to one side. lse has none of it, nor has any
+    result on other CPUs: for them the bound is wide.
     """
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else abs(scale)
     product = factor * _largest(q) * _largest(k) * math.sqrt(q.shape[-1])
