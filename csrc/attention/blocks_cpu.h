@@ -13,12 +13,13 @@
 namespace fastdiff::attention {
 namespace {
 
-// body(registers) with how many registers a strip of a block of queries has: no more than it can fill.
-template <class T, class Body>
+// body(registers) with how many registers a strip of a block of queries has: kMost, or 2 or 1 if it fills no
+// more.
+template <class T, int kMost = kMostRegisters, class Body>
 void with_registers(int queries, const Body& body) {
   constexpr int w = Lanes<T>::width;
   if (queries <= w) return body(std::integral_constant<int, 1>{});
-  if constexpr (kMostRegisters == 4)
+  if constexpr (kMost == 4)
     if (queries > 2 * w) return body(std::integral_constant<int, 4>{});
   body(std::integral_constant<int, 2>{});
 }

@@ -128,10 +128,10 @@ inline void transpose(__m512i (&x)[16]) {
   for (int i = 0; i < 16; ++i) x[i] = y[i];
 }
 
-// [16][32] of bfloat16 to pairs [16][16]: pair i of row r to row i, column r.
-inline void transpose_pairs(const bfloat16_t* from, int64_t from_row, BfloatPair* to, int64_t to_row) {
+// [16][16] of 4 bytes, rows so many of them apart.
+inline void transpose_words(const void* from, int64_t from_row, uint32_t* to, int64_t to_row) {
   __m512i x[16];
-  for (int r = 0; r < 16; ++r) x[r] = _mm512_loadu_si512(from + r * from_row);
+  for (int r = 0; r < 16; ++r) x[r] = _mm512_loadu_si512(static_cast<const char*>(from) + 4 * r * from_row);
   transpose(x);
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * to_row, x[i]);
 }
@@ -163,7 +163,32 @@ inline __m512 fast_exp2(__m512 x) {
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p, x);
 }
 
-// Pairs of a's lanes and b's, rounded to nearest even.
+// The first `count` of 32 elements; to zeros in place of the rest, or to nothing.
+inline __mmask32 first_elements(int64_t count) {
+  return count >= kTileStep ? ~0u : count > 0 ? (1u << count) - 1 : 0;
+}
+inline void copy_and_fill(const bfloat16_t* from, int64_t count, bfloat16_t* to) {
+  _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(first_elements(count), from));
+}
+inline void copy_elements(const void* from, int64_t count, void* to) {
+  const __mmask32 there = first_elements(count);
+  _mm512_mask_storeu_epi16(to, there, _mm512_maskz_loadu_epi16(there, from));
+}
+
+// Pairs of a's lanes and b's, rounded as to_bfloat16() does.
+inline void store_as_pairs(BfloatPair* to, __m512 a, __m512 b) {
+  const auto rounded = [](__m512 x) {  // in the high half
+    const __m512i u = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_mask_blend_epi32(is_nan, sum, _mm512_set1_epi32(0x7fc00000));
+  };
+  const __m512i low = _mm512_srli_epi32(rounded(a), 16);
+  _mm512_storeu_si512(to, _mm512_mask_blend_epi16(0xaaaaaaaa, low, rounded(b)));
+}
+
+// The same, fewer instructions, for what the tiles take: subnormal numbers become 0.
 inline void store_pairs(void* to, __m512 a, __m512 b) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
                                          22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);

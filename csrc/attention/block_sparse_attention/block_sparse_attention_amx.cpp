@@ -5,11 +5,9 @@
 // values by 16 queries. Queries are packed once for a block of them, keys and values once for as long as the
 // thread's memory holds them; probabilities are rounded to bfloat16 where their scores were.
 //
-// Floor, in cycles per pair of tokens: 4 D operations at 2048 a cycle, 0.13 for D = 64 (0.14 and 0.16 measured
-// for scores and for sums, with their way through the cache), and an exponential of 13 instructions for 16
-// pairs at two a cycle, 0.41. So it is the exponentials that bound it, and not the products.
-#include <cstring>
-
+// Floor, in cycles per pair of tokens: 4 D operations at 2048 a cycle, 0.13 for D = 64 (0.14 and 0.16
+// measured for scores and for sums, with their way through the cache), and an exponential of 13 instructions
+// for 16 pairs at two a cycle, 0.41. So it is the exponentials that bound it, and not the products.
 #include "attention/block_sparse_attention/block_sparse_attention_strips.h"
 #include "core/tiles_amx.h"
 
@@ -46,6 +44,8 @@ void exponentials_in_pairs(const Block<float>& x, float factor, const float* sub
 
 class TileProducts {
  public:
+  static constexpr int kMostRegisters = 2;  // two tiles: a strip and what it needs stay in the first cache
+
   TileProducts(const Params& p, const Room& room, Taker<float>& take)
       : p_(p), room_(p), factor_(static_cast<float>(p.scale * kLog2E)) {
     queries_ = reinterpret_cast<BfloatPair*>(take(room.queries));
@@ -67,7 +67,7 @@ class TileProducts {
       if (p_.q_end.data != nullptr) mix(p_.q_end.rows(q.b, q.h, q.first + first), count);
       BfloatPair* const strip = queries_ + (first / lanes * pairs) * lanes + first % lanes;
       for (int64_t i = 0; i < pairs; i += kTile)
-        transpose_pairs(rows_ + 2 * i, room_.key_dim, strip + i * lanes, lanes);
+        transpose_words(rows_ + 2 * i, pairs, strip + i * lanes, lanes);
     }
   }
 
@@ -109,23 +109,32 @@ class TileProducts {
                                     tiles_of(dim()));
   }
 
+  // By squares of words: pairs of bfloat16, or the floats of a split.
   void store(const Queries& q, const float* results, int lanes) {
-    if (p_.out.dtype != DType::bf16 || p_.out.element != 1) return store_strips(p_, q, results, lanes, dim());
+    const bool paired = p_.out.dtype == DType::bf16;
+    if (p_.out.element != 1) return store_strips(p_, q, results, lanes, dim());
     using L = Lanes<float>;
-    bfloat16_t columns[kTileStep * kTile] = {}, rows[kTile * kTileStep];
+    const int elements = paired ? kTileStep : kTile, halves = paired ? 1 : 2;  // of a word
+    uint32_t columns[kTile * kTile] = {}, rows[kTile * kTile];
     auto* const out = static_cast<bfloat16_t*>(p_.out.data);
-    for (int first = 0; first < q.count; first += kTile) {
-      const float* const strip = results + int64_t{first / lanes} * lanes * dim() + first % lanes;
-      for (int begin = 0; begin < p_.extent.head_dim; begin += kTileStep) {
-        const int dims = std::min(p_.extent.head_dim - begin, kTileStep);
-        for (int d = 0; d < dims; ++d)
-          L::store(columns + d * kTile, L::load(strip + int64_t{begin + d} * lanes));
-        transpose_elements(columns, kTile, rows, kTileStep);
-        for (int n = 0; n < std::min(q.count - first, kTile); ++n)
-          std::memcpy(out + p_.out.at(q.b, q.h, q.first + first + n) + begin, rows + n * kTileStep,
-                      2 * static_cast<size_t>(dims));
+    for (int first = 0; first < q.count; first += kTile)
+      for (int begin = 0; begin < p_.extent.head_dim; begin += elements) {
+        const int64_t place = int64_t{first / lanes} * lanes * dim() + first % lanes;
+        const float* const strip = results + place + int64_t{begin} * lanes;
+        const int count = std::min(p_.extent.head_dim - begin, elements);
+        for (int d = 0; paired && d < count; d += 2)
+          store_as_pairs(columns + d / 2 * kTile, L::load(strip + d * lanes),
+                         L::load(strip + (d + 1) * lanes));
+        if (paired) {
+          transpose_words(columns, kTile, rows, kTile);
+        } else {
+          transpose_words(strip, lanes, rows, kTile);
+        }
+        for (int n = 0; n < std::min(q.count - first, kTile); ++n) {
+          const int64_t at = p_.out.at(q.b, q.h, q.first + first + n) + q.split * p_.out_of_split + begin;
+          copy_elements(rows + n * kTile, count * halves, out + at * halves);
+        }
       }
-    }
   }
 
  private:
@@ -135,15 +144,12 @@ class TileProducts {
     const int dim = p_.extent.head_dim;
     for (int n = 0; n < whole; ++n, to += room_.key_dim) {
       const int there = n < count ? dim : 0;
-      if (there > 0) {
-        const bfloat16_t* const row = data + rows.at(n);
-        if (t.element == 1) {
-          std::memcpy(to, row, 2 * static_cast<size_t>(dim));
-        } else {
-          for (int d = 0; d < dim; ++d) to[d] = row[d * t.element];
-        }
+      const bfloat16_t* const row = data + (there > 0 ? rows.at(n) : 0);
+      if (t.element == 1) {
+        for (int d = 0; d < room_.key_dim; d += kTileStep) copy_and_fill(row + d, there - d, to + d);
+      } else {
+        for (int d = 0; d < room_.key_dim; ++d) to[d] = d < there ? row[d * t.element] : bfloat16_t{0};
       }
-      std::fill(to + there, to + room_.key_dim, bfloat16_t{0});
     }
   }
 

@@ -13,6 +13,8 @@ namespace {
 template <class T>
 class LaneProducts {
  public:
+  static constexpr int kMostRegisters = attention::kMostRegisters;
+
   LaneProducts(const Params& p, const Room& room, Taker<T>& take) : p_(p), dim_(p.extent.head_dim) {
     queries_ = take(room.queries);
     scores_ = take(room.scores);

@@ -3,6 +3,7 @@
 // (strip.h):
 //
 //   class Products {
+//     static constexpr int kMostRegisters;                // of a strip
 //     Products(const Params& p, const Room& room, Taker<T>& take);
 //     int dim() const;                                    // rows of sums: D, or more
 //     void load(const Queries& q, int lanes, T* memory);  // a block of queries; memory as for sums
@@ -60,7 +61,7 @@ class Worker {
       return int64_t{row[0]} + begin_of_split(row[1] - row[0], static_cast<int>(n), p_.splits);
     };
     bias_.enter_head(b, h);
-    with_registers<T>(queries, [&](auto registers) {
+    with_registers<T, Products::kMostRegisters>(queries, [&](auto registers) {
       run<registers()>({b, h, first, queries, static_cast<int>(split), at(split), at(split + 1)});
     });
   }
