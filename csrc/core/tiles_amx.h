@@ -16,28 +16,22 @@ namespace {
 inline constexpr int kTile = 16;      // rows, and elements of 4 bytes in each
 inline constexpr int kTileStep = 32;  // elements of bfloat16 in a row
 
-// A thread's tiles, for as long as this lives. Others who use them in this thread set them up anew as well.
-class Tiles {
- public:
-  Tiles() {
-    alignas(64) Setup setup{};
-    setup.palette = 1;
-    for (int n = 0; n < 8; ++n) {
-      setup.row_bytes[n] = 4 * kTile;
-      setup.rows[n] = kTile;
-    }
-    _tile_loadconfig(&setup);
-  }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-
- private:
-  struct Setup {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-  };
+// Eight tiles, all whole. A constant, because the compiler does not know that all of it is read.
+struct alignas(64) TileSetup {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
+constexpr TileSetup kTileSetup;
+
+// A thread's tiles, from the one call to the other; not by a destructor, which would bring the machinery of
+// exceptions into a unit that throws none. Others who use tiles in this thread set them up anew as well.
+inline void set_up_tiles() {
+  _tile_loadconfig(&kTileSetup);
+}
+inline void release_tiles() {
+  _tile_release();
+}
 
 // Two neighbours along the sum, the first in the low half.
 using BfloatPair = uint32_t;

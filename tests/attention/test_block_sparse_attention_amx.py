@@ -75,6 +75,21 @@ def test_more_keys_than_a_thread_keeps() -> None:
         assert_right(q, k, v, plan)
 
 
+def test_masks_biases_and_sets() -> None:
+    q, k, v = qkv(1, 2, 45, 24, keys=75)
+    mask = torch.rand(2, 45, 75, generator=torch.Generator().manual_seed(4)) < 0.4
+    plan = AttentionPlan.from_mask(mask, (32, 16))
+    bias = normal(1, 2, 45, 75, dtype=torch.float32, seed=5)
+    assert_right(q, k, v, plan)
+    assert_right(q, k, v, plan, bias=bias)
+    assert_right(q, k, v, plan, bias=bias[:, :, :1], lerp=(normal(1, 2, 45, 24, seed=6), 0.25))
+    both = AttentionPlan.beside(
+        AttentionPlan.from_mask(mask[..., :40].contiguous(), (32, 16)),
+        AttentionPlan.from_mask(mask[..., 40:].contiguous(), (32, 16)),
+    )
+    assert_right(q, k, v, both, bias=bias, weights=normal(2, 1, 2, 45, dtype=torch.float32, seed=7))
+
+
 @pytest.mark.parametrize("falling", [False, True])
 def test_scores_that_rise_or_fall_from_block_to_block(falling: bool) -> None:
     q, k, v = qkv(1, 1, 40, 16, keys=160)

@@ -21,6 +21,8 @@ class LaneProducts {
     for (T*& block : converted_) block = take(room.keys / 2);
   }
 
+  void leave() {}
+
   int dim() const { return dim_; }
 
   void load(const Queries& q, int lanes, T* end) {

@@ -3,14 +3,17 @@
 // (strip.h):
 //
 //   class Products {
-//     static constexpr int kMostRegisters;                // of a strip
+//     static constexpr int kMostRegisters;  // of a strip
 //     Products(const Params& p, const Room& room, Taker<T>& take);
-//     int dim() const;                                    // rows of sums: D, or more
-//     void load(const Queries& q, int lanes, T* memory);  // a block of queries; memory as for sums
-//     void enter(const Queries& q, int column, Plan::Block block);  // keys and values
-//     template <int kRegisters>                           // what that adds to the strip from query `first`
-//     on void attend(int first, const Bias<T>& bias, const Running<T>& running, T* sums); void store(const
-//     Queries& q, const T* results, int lanes);
+//     void leave();     // the thread's part is done
+//     int dim() const;  // rows of sums: D, or more
+//     // A block of queries; `memory` is as large as that of the sums, and free.
+//     void load(const Queries& q, int lanes, T* memory);
+//     // A block of keys and values, and what it adds to the strip from query `first` on.
+//     void enter(const Queries& q, int column, Plan::Block block);
+//     template <int kRegisters>
+//     void attend(int first, const Bias<T>& bias, const Running<T>& running, T* sums);
+//     void store(const Queries& q, const T* results, int lanes);
 //   };
 #pragma once
 
@@ -65,6 +68,8 @@ class Worker {
       run<registers()>({b, h, first, queries, static_cast<int>(split), at(split), at(split + 1)});
     });
   }
+
+  void leave() { products_.leave(); }
 
  private:
   Worker(const Params& p, const Room& room, Taker<T> take)
@@ -190,6 +195,7 @@ void run_all(const Params& whole, void* scratch, const Team& team) {
     Worker<T, Products> worker(p, memory + part * each);
     for (int64_t item = share.first; item < share.last; ++item)
       place(item, [&](int64_t b, int64_t h, int64_t r) { worker.row(b, h, r, item % p.splits); });
+    worker.leave();
   });
   if (p.splits == 1) return;
   const int64_t queries = p.extent.samples * p.extent.heads * p.extent.queries;
