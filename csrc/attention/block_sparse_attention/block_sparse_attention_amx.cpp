@@ -5,11 +5,12 @@
 // values by 16 queries. Queries are packed once for a block of them, keys and values once for as long as the
 // thread's memory holds them; probabilities are rounded to bfloat16 where their scores were.
 //
-// Floor, in cycles per pair of tokens: 4 D operations at 2048 a cycle, 0.13 for D = 64 (0.13 and 0.16 measured
-// for scores and for sums, on their way through the first cache), and an exponential of 13 instructions for 16
-// pairs at two a cycle, 0.41 (0.35 measured). So it is the exponentials that bound it. The two hardly overlap:
-// spread among the exponentials the products took as long. All of it measured takes 0.8 with keys in the first
-// cache, and 1.0 with those in the second.
+// Floor, in cycles per pair of tokens: 4 D operations at 2048 a cycle, 0.13 for D = 64, and an exponential of
+// 13 instructions for 16 pairs at two a cycle, 0.41. Measured by themselves, in cycles of the time stamp
+// counter, which is slower than the core: scores 0.13 and sums 0.16, with what they load and store,
+// exponentials 0.35, maxima 0.06. So it is the exponentials that bound it. The products hardly hide behind
+// them: spread among them they took as long. The whole takes about 0.8 if keys stay in the first cache, 1.0
+// in the second.
 #include "attention/block_sparse_attention/block_sparse_attention_strips.h"
 #include "core/tiles_amx.h"
 
