@@ -9,6 +9,8 @@
 namespace fastdiff::attention {
 namespace {
 
+constexpr int64_t kMaxTokens = int64_t{1} << 30;
+
 int64_t blocks(int64_t items, int64_t block) {
   return (items + block - 1) / block;
 }
@@ -57,6 +59,8 @@ int64_t check_index(const char* op, const char* argument, const std::optional<Te
   if (index->dtype != DType::i64) refuse(op, argument, " must be int64, got ", name(index->dtype));
   if (index->rank != 2 || (index->sizes[0] != 1 && index->sizes[0] != t.sizes[0]))
     refuse(op, argument, " must have shape [", t.sizes[0], " or 1, M], got ", shape_text(*index));
+  if (index->sizes[1] > kMaxTokens)
+    refuse(op, argument, " must have at most 2^30 tokens, got ", index->sizes[1]);
   if (tokens == 0 && index->numel() > 0) refuse(op, argument, " must be empty where there are no tokens");
   if (t.device.type == DeviceType::cpu) {
     const auto* const numbers = static_cast<const int64_t*>(index->data);
@@ -99,7 +103,7 @@ Extent check_tokens(const char* op, const Tokens& tokens) {
   if (!std::equal(k.sizes, k.sizes + 4, v.sizes))
     refuse(op, "v must have shape ", shape_text(k), " like k, got ", shape_text(v));
   for (const TensorView* t : {&q, &k})
-    if (t->sizes[2] > int64_t{1} << 30)
+    if (t->sizes[2] > kMaxTokens)
       refuse(op, t == &q ? "q" : "k", " must have at most 2^30 tokens, got ", t->sizes[2]);
   return {q.sizes[0],
           q.sizes[1],
@@ -241,7 +245,8 @@ void check_entries(const char* op, const PairBias& bias, const Extent& extent) {
   if (bias.q_code.tokens == 0 || bias.k_code.tokens == 0) return;
   for (int64_t b = 0; b < extent.samples; ++b) {
     const auto q = bounds_of(bias.q_code, b), k = bounds_of(bias.k_code, b);
-    if (q.first < k.second || q.second - k.first >= bias.entries)
+    const uint64_t most = static_cast<uint64_t>(q.second) - static_cast<uint64_t>(k.first);  // of any size
+    if (q.first < k.second || most >= static_cast<uint64_t>(bias.entries))
       refuse(op, "q_code - k_code must be within 0 and ", bias.entries - 1, ", got ", q.first, " to ",
              q.second, " and ", k.first, " to ", k.second, " in sample ", b);
   }

@@ -94,6 +94,35 @@ def test_one_set_is_its_plan_to_the_bit() -> None:
     torch.testing.assert_close(halved, 0.5 * block_sparse_attention(q, k, v, plan)[0])
 
 
+def test_weight_of_one_set_whose_rows_are_split() -> None:
+    q, k, v = qkv(1, 1, 4, 16, keys=300)
+    plan = AttentionPlan.beside(AttentionPlan.dense(4, 300, block=(16, 16)))
+    assert_right(q, k, v, plan, weights=normal(1, 1, 1, 4))
+
+
+def test_malformed_calls_are_refused_with_gradients_too() -> None:
+    q, k, v = (t.requires_grad_() for t in qkv(1, 1, 12, 8, keys=16))
+    plan = AttentionPlan.beside(AttentionPlan.dense(12, 9), AttentionPlan.dense(12, 7))
+
+    def refused(message: str, *given: Any, **options: Any) -> None:
+        for recording in (True, False):
+            with (
+                torch.set_grad_enabled(recording),
+                pytest.raises(RuntimeError, match=f"^fastdiff::block_sparse_attention: {message}"),
+            ):
+                block_sparse_attention(*(given or (q, k, v)), plan, **options)
+
+    refused("weights must have shape", weights=torch.ones(3, 1, 1, 12))
+    refused("weights must have shape", weights=torch.ones(2, 12))
+    refused("bias must have", bias=torch.ones(1, 1, 1, 20))
+    refused("bias must have", bias=torch.ones(1, 1, 16))
+    refused("v must have shape", q, k, normal(1, 1, 20, 8))
+    refused("q_end must", lerp=(torch.ones(8), 0.5))
+    refused("mix must be finite", lerp=(torch.ones_like(q), math.inf))
+    codes = torch.zeros(1, 12, dtype=torch.int64), torch.zeros(1, 20, dtype=torch.int64)
+    refused("k_code must have shape", bias=RelativeBias(torch.ones(1, 3), *codes))
+
+
 def test_gradients_of_sets() -> None:
     q, k, v = (t.requires_grad_() for t in qkv(2, 2, 12, 8, keys=25, dtype=F64))
     end = normal(2, 2, 12, 8, dtype=F64, seed=8).requires_grad_()
@@ -295,6 +324,13 @@ def test_relative_positions_that_do_not_fit() -> None:
     refused("q_code - k_code must be within 0 and 34", good.table, good.q_code - 30, good.k_code)
     refused(
         r"q_code must have shape \[1 or 1, 12\], got \[1, 11\]", good.table, good.q_code[:, 1:], good.k_code
+    )
+    far = torch.iinfo(torch.int64)
+    refused(
+        "q_code - k_code must be within", good.table, good.q_code * 0 + far.max, good.k_code * 0 + far.min
+    )
+    refused(
+        r"bias must have shape .*, entries\], got \[1, 2, 1, 0\]", good.table[:, :0], good.q_code, good.k_code
     )
     refused("k_code must be int64, got int32", good.table, good.q_code, good.k_code.int())
     refused(

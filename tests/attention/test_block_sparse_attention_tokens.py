@@ -11,6 +11,7 @@ from fastdiff.attention import AttentionPlan, block_sparse_attention, token_atte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.attention.test_block_sparse_attention import HALVES, normal, qkv, random_mask
 from tests.kit.compare import assert_same_bits
@@ -110,3 +111,17 @@ def test_refuses(index: Tensor, message: str) -> None:
         RuntimeError, match=r"^fastdiff::block_sparse_attention: kv_index must be within 0 and 39"
     ):
         token_attention(q, k, v, kv_index=torch.full((1, 3), 99))
+
+
+def test_plans_that_stand_are_of_no_mode() -> None:
+    """One that a call in inference mode, or without data, has made serves calls that train."""
+    q, k, v = qkv(1, 1, 21, 8)
+    with torch.inference_mode():
+        token_attention(q, k, v)
+    q.requires_grad_()
+    token_attention(q, k, v)[0].sum().backward()
+    assert q.grad is not None
+    with FakeTensorMode() as fakes:
+        token_attention(*(fakes.from_tensor(t) for t in qkv(1, 1, 22, 8)))
+    out, _ = token_attention(*qkv(1, 1, 22, 8))
+    assert type(out) is Tensor

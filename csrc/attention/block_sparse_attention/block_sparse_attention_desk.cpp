@@ -23,7 +23,7 @@ void lay_out_weights(const TensorView& t, Device device, Params& p) {
            whole[3], " or 1] (one for each set of keys), got ", shape_text(t));
   const auto stride = [&t](int d) { return t.sizes[d] == 1 ? int64_t{0} : t.strides[d]; };
   p.weights = {t.data, t.dtype, stride(1), stride(2), stride(3), 0};
-  p.weights_of_set = t.strides[0];
+  p.weights_of_set = stride(0);
 }
 
 }  // namespace

@@ -42,9 +42,12 @@ struct Room {
       : lanes(attention::lanes_of(p.plan)),
         queries(lanes * (p.tiles ? TileRoom(p).dim : p.extent.head_dim)),
         scores(int64_t{p.plan.block_k} * attention::kMostLanes),
-        keys(p.tiles ? TileRoom(p).numel() : 2 * int64_t{p.plan.block_k} * p.extent.head_dim),
+        keys(2 * int64_t{p.plan.block_k} * p.extent.head_dim),
         bias(attention::bias_numel(p.plan, p.bias)),
-        given(p.plan.sets > 1 ? queries : 0) {}
+        given(p.plan.sets > 1 ? queries : 0) {
+    // NOTE: enough for both, since somebody may choose another instruction set before the launch.
+    if (p.tiles) keys = keys > TileRoom(p).numel() ? keys : TileRoom(p).numel();
+  }
 
   int64_t numel() const {
     return attention::rounded_up(

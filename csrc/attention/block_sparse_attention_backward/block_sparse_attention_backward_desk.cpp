@@ -78,7 +78,8 @@ int64_t scratch_bytes(const Params& p) {
 }
 
 int64_t dbias_size(const Arguments& a, const attention::Extent& extent) {
-  return a.bias.q_code && a.bias.bias ? a.bias.bias->sizes[3] : extent.keys;
+  const std::optional<TensorView>& bias = a.bias.bias;
+  return a.bias.q_code && bias && bias->rank == 4 ? bias->sizes[3] : extent.keys;
 }
 
 #if !FASTDIFF_HAS_CUDA

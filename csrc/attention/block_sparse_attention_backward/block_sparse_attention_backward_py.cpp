@@ -85,7 +85,7 @@ int64_t needed(const py::object& dout, int64_t entries) {
   p.extent.heads = view.rank > 1 ? view.sizes[1] : 0;
   p.extent.queries = view.rank > 2 ? view.sizes[2] : 0;
   p.bias.entries = entries;
-  if (entries > 0) p.dtable.data = view.data;  // wanted
+  if (entries > 0) p.dtable.data = &p;  // wanted
   return scratch_bytes(p);
 }
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastdiff.attention._plan import AttentionPlan
+from fastdiff.attention._standing import standing_plan
 from fastdiff.attention.block_sparse_attention import block_sparse_attention
 
 _SDPA = torch.nn.functional.scaled_dot_product_attention
@@ -77,11 +77,13 @@ def sparse_attention(
     return block_sparse_attention(query, key, value, plan, scale=scale, bias=bias)[0]
 
 
-@functools.lru_cache(maxsize=32)
 def _standing_plan(queries: int, keys: int, is_causal: bool, device: torch.device) -> AttentionPlan:
-    if is_causal:
-        return AttentionPlan.from_rule(lambda q, k: k <= q, queries, keys, device=device)
-    return AttentionPlan.dense(queries, keys, device=device)
+    def make() -> AttentionPlan:
+        if is_causal:
+            return AttentionPlan.from_rule(lambda q, k: k <= q, queries, keys, device=device)
+        return AttentionPlan.dense(queries, keys, device=device)
+
+    return standing_plan(make, ("causal" if is_causal else "dense", queries, keys), device)
 
 
 Chooser = Callable[[Tensor, Tensor], AttentionPlan | None]

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastdiff.attention._plan import AttentionPlan
 from fastdiff.attention._relative import RelativeBias
+from fastdiff.attention._standing import standing_plan
 from fastdiff.attention.block_sparse_attention import block_sparse_attention
 
 
@@ -53,12 +52,9 @@ def token_attention(
     if plan is None:
         tokens = 1 if options.get("layout") == "bnhd" else 2
         counts = [t.shape[tokens] if n is None else n.shape[-1] for t, n in ((q, q_index), (k, kv_index))]
-        plan = _all(*counts, q.device)
+        plan = standing_plan(
+            lambda: AttentionPlan.dense(*counts, device=q.device), ("dense", *counts), q.device
+        )
     return block_sparse_attention(
         q, k, v, plan, scale=scale, bias=bias, q_index=q_index, kv_index=kv_index, **options
     )
-
-
-@functools.lru_cache(maxsize=64)
-def _all(queries: int, keys: int, device: torch.device) -> AttentionPlan:
-    return AttentionPlan.dense(queries, keys, device=device)

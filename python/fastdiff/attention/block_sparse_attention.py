@@ -426,8 +426,9 @@ def cases(seed: int = 0) -> list[Case]:
               AttentionPlan.beside(*(AttentionPlan.dense(70, n, block=(16, 16)) for n in (0, 33, 17))))),
         *(Case(f"between two queries, {str(t)[6:]}", (*qkv(1, 2, 40, 24, dtype=t), dense),
                {"lerp": (normal(1, 2, 40, 24, dtype=t), 0.75)}) for t in (single, half)),
-        *(Case(f"few rows of many keys, {str(t)[6:]}", (*qkv(1, 1, 20, 16, keys=300, dtype=t), blocks(20, 300)))
-          for t in (single, half)),
+        *(Case(f"few rows of many keys, {str(t)[6:]}",
+               (*qkv(1, 1, 20, 16, keys=300, dtype=t), AttentionPlan.beside(blocks(20, 300))),
+               {"weights": normal(1, 1, 1, 20)}) for t in (single, half)),
         Case("nan", (*rough, dense)),
         *(Case(f"{b} samples, {n} queries, {keys} keys", (*qkv(b, 1, n, 8, keys=keys), AttentionPlan.dense(n, keys)))
           for b, n, keys in ((0, 4, 4), (1, 0, 4), (1, 4, 0))),

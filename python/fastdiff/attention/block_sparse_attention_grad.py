@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ def differentiable_attention(
             "fastdiff.block_sparse_attention: bias has a gradient where it is one of keys, [B or 1, H or 1, 1, N_kv], "
             f"or a RelativeBias, got {list(bias.shape)}"
         )
+    _check(q, k, v, plan, biases, weights, lerp)
     if lerp is not None:
         q = torch.lerp(q, *lerp)
     if len(plan.parts) < 2:
@@ -54,6 +56,48 @@ def differentiable_attention(
         outs.append(out if weights is None else _weighted(out, weights[n]))
         lses.append(lse)
     return torch.stack(outs).sum(0), torch.stack(lses)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    biases: Biases,
+    weights: Tensor | None,
+    lerp: tuple[Tensor, float] | None,
+) -> None:
+    """What the operator checks and the calls of single sets would not see."""
+    if lerp is not None:
+        end, mix = lerp
+        if end.shape != q.shape or end.dtype != q.dtype:
+            _refuse(f"q_end must be {q.dtype} {list(q.shape)} like q, got {end.dtype} {list(end.shape)}")
+        if not math.isfinite(mix):
+            _refuse(f"mix must be finite, got {mix}")
+    if not plan.parts:
+        return
+    sets = len(plan.parts)
+    whole = (q.shape[0], q.shape[1], plan.queries)
+    if weights is not None and (
+        weights.dim() != 4
+        or weights.shape[0] != sets
+        or any(n not in (1, most) for n, most in zip(weights.shape[1:], whole, strict=True))
+    ):
+        wanted = ", ".join(f"{n} or 1" for n in whole)
+        _refuse(
+            f"weights must have shape [{sets}, {wanted}] (one for each set of keys), got {list(weights.shape)}"
+        )
+    if v.shape != k.shape:
+        _refuse(f"v must have shape {list(k.shape)} like k, got {list(v.shape)}")
+    bias, _, k_code = biases
+    if bias is not None and (bias.dim() != 4 or (k_code is None and bias.shape[3] not in (1, plan.keys))):
+        _refuse(f"bias must have 4 dimensions, the last {plan.keys} or 1, got {list(bias.shape)}")
+    if k_code is not None and (k_code.dim() != 2 or k_code.shape[1] != k.shape[2]):
+        _refuse(f"k_code must have shape [{k.shape[0]} or 1, {k.shape[2]}], got {list(k_code.shape)}")
+
+
+def _refuse(why: str) -> None:
+    raise RuntimeError(f"fastdiff::block_sparse_attention: {why}")
 
 
 def _weighted(out: Tensor, weight: Tensor) -> Tensor:
