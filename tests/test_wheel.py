@@ -244,8 +244,8 @@ def test_baseline_units_have_no_avx() -> None:
 @needs_objdump
 @pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
 def test_avx_units_have_avx(isa: str) -> None:
-    # The disassembly is read correctly: it finds what is there.
-    assert all(avx_instructions(path) for path in objects(f"fastdiff_cpu_{isa}"))
+    # The disassembly is read correctly: it finds what is there. A room of whole numbers may have none.
+    assert any(avx_instructions(path) for path in objects(f"fastdiff_cpu_{isa}"))
 
 
 @pytest.mark.parametrize(("isa", "number"), [("baseline", 0), ("avx2", 1), ("avx512", 2), ("amx", 3)])
