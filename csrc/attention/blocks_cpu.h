@@ -65,6 +65,10 @@ void store_row(const Heads& t, int64_t at, int dim, const Value& value) {
       for (int d = 0; d < dim; ++d)
         static_cast<bfloat16_t*>(t.data)[at + d * t.element] = to_bfloat16(static_cast<float>(value(d)));
       return;
+    case DType::f32:
+      for (int d = 0; d < dim; ++d)
+        static_cast<float*>(t.data)[at + d * t.element] = static_cast<float>(value(d));
+      return;
     default:
       for (int d = 0; d < dim; ++d) store_as(t.data, t.dtype, at + d * t.element, value(d));
   }

@@ -63,7 +63,7 @@ Params prepare(const Arguments& a, const attention::Extent& extent, const Tensor
   if (lse.rank == 4) p.lse_of_part = lse.strides[0];
   if (a.weights) lay_out_weights(*a.weights, a.tokens.q.device, p);
   p.scale = a.scale;
-  p.splits = splits_of(p);
+  p.splits = splits_of(p, a.tokens.q.device);
   p.tiles = isa::used() == Isa::amx && p.q.dtype == DType::bf16;
   return p;
 }

@@ -72,16 +72,19 @@ inline int64_t parts_of(const Params& p, int threads) {
 //
 //   lse = log sum_i exp(lse_i)          out = sum_i exp(lse_i - lse) out_i
 //
-// How many there are follows from sizes alone, so that results do not depend on threads or devices.
+// How many there are follows from sizes alone, so that results do not depend on the number of threads.
 
-inline constexpr int64_t kEnoughRows = 256;  // two blocks of threads for each multiprocessor of a large GPU
+// Two blocks of threads for each multiprocessor of a large GPU; on a CPU, where a split costs a
+// transposition more, a thread for each core of a usual socket.
+inline constexpr int64_t kEnoughRowsCuda = 256, kEnoughRowsCpu = 32;
 inline constexpr int64_t kLeastOfSplit = 4;  // blocks of keys, next to which the merge is nothing
 
-inline int splits_of(const Params& p) {
+inline int splits_of(const Params& p, Device device) {
   const int64_t rows = rows_of_all(p), lists = p.plan.rows * (p.plan.sample_stride ? p.extent.samples : 1) *
                                                (p.plan.head_stride ? p.extent.heads : 1);
   if (rows == 0 || p.plan.sets > 1) return 1;
-  const int64_t wanted = kEnoughRows / rows, can = p.plan.entries / lists / kLeastOfSplit;
+  const int64_t enough = device.type == DeviceType::cuda ? kEnoughRowsCuda : kEnoughRowsCpu;
+  const int64_t wanted = enough / rows, can = p.plan.entries / lists / kLeastOfSplit;
   return static_cast<int>(wanted < can ? (wanted > 1 ? wanted : 1) : (can > 1 ? can : 1));
 }
 

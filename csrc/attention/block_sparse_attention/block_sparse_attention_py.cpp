@@ -85,7 +85,7 @@ int64_t needed(const py::object& q, const py::object& offsets, const py::object&
   p.plan.head_stride = o.sizes[1] - 1;
   p.plan.entries = entries.view().sizes[0];
   p.plan.sets = static_cast<int>(sets);
-  p.splits = splits_of(p);
+  p.splits = splits_of(p, t.device);
   return cuda_scratch_bytes(p);
 }
 
