@@ -370,12 +370,16 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
         figsize=(4.5 + 4 * len(dtypes), sum(heights) + 0.42 * len(works) + 1.6), layout="constrained"
     )
     axes = figure.subplots(len(works), len(dtypes), sharex=True, squeeze=False, height_ratios=heights)
+    named = ""
     for (op, name), groups, line in zip(works, panels, axes, strict=True):
         for dtype, group, axis in zip(dtypes, groups, line, strict=True):
+            axis.set_visible(bool(group))
             _panel(axis, group, [_bars(row, baselines) for row in group], colors)
             axis.set_title(f"{name}, {DTYPE_NAMES[dtype]}", loc="left", fontsize=10.5, fontweight="bold")
             axis.set_xlim(min(*ratios, 0.9) / 1.2, max(*ratios, 2.0) * 1.6)
-        line[0].set_ylabel(op, color="0.35", fontsize=9)
+        if op != named:  # once for each op: a panel of one group is shorter than its name
+            line[0].set_ylabel(op, color="0.35", fontsize=9)
+        named = op
     for axis in axes[-1]:
         axis.set_xlabel("time ÷ fastdiff's time, log scale: above 1× fastdiff is faster", fontsize=9)
     handles: list[Any] = [Patch(color=colors[name], label=name) for name in baselines]
