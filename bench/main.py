@@ -16,6 +16,7 @@ from pathlib import Path
 import fastdiff
 import torch
 from fastdiff import bench
+from fastdiff._native import INSTRUCTION_SETS
 from fastdiff.bench import kit, report
 from fastdiff.bench.kit import DTYPE_NAMES, Case, Row
 
@@ -32,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=2, help="of torch on the CPU (default: 2)")
-    parser.add_argument(
-        "--isa", choices=("baseline", "avx2", "avx512", "amx"), help="force the CPU kernels to it"
-    )
+    parser.add_argument("--isa", choices=INSTRUCTION_SETS, help="force the CPU kernels to it")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: does it work?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to save the results")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="where to save the plot")

@@ -47,7 +47,9 @@ void use_isa(const std::string& name) {
     throw py::value_error("fastdiff: ISA " + name +
                           (isa::built(which) ? " is not supported by this CPU" : " was not built"));
   }
-  throw py::value_error("fastdiff: ISA must be baseline, avx2, avx512 or amx, got " + name);
+  std::string names;
+  for (Isa which : kIsas) names += std::string(names.empty() ? "" : ", ") + isa::name(which);
+  throw py::value_error("fastdiff: ISA must be one of " + names + ", got " + name);
 }
 
 #if FASTDIFF_ASKS_DRIVER
@@ -108,6 +110,6 @@ PYBIND11_MODULE(FASTDIFF_MODULE_NAME, m) {
   m.def("facts", &fastdiff::facts, "What was built, and the instruction set in use. Asks no driver.");
   m.def("cuda_facts", &fastdiff::cuda_facts, "CUDA runtime, driver and devices, or why there are none.");
   m.def("use_isa", &fastdiff::use_isa, pybind11::arg("name"),
-        "Make this module's CPU kernels use one instruction set: baseline, avx2, avx512 or amx.");
+        "Make this module's CPU kernels use one instruction set: see facts()[\"isas\"].");
   fastdiff::PyRoom::bind_all(m);
 }

@@ -21,11 +21,19 @@ from tests.kit.trees import Canary, as_tuple, at_offset, map_tensors, tensors_of
 
 each_case = pytest.mark.parametrize(("op", "case"), CASES, ids=case_id)
 each_op = pytest.mark.parametrize("op", OPS, ids=case_id)
-# Without tiles, AMX runs the very kernels of AVX-512.
+# VNNI and AMX run the very kernels of AVX2 and AVX-512, but for what has its own.
 RUNS = [
-    (op, case, name) for op, case in CASES for name in backends() if name != "cpu-amx" or op.uses_tiles(case)
+    (op, case, name)
+    for op, case in CASES
+    for name in backends()
+    if op.has_kernels_for(name.removeprefix("cpu-"), case)
 ]
-LANES = [name for name in backends() if name.startswith("cpu") and name != "cpu-amx"]
+BEST_LANES = next(name for name in ("cpu-avx512", "cpu-avx2", "cpu-baseline") if name in backends())
+LANES = [
+    run
+    for run in RUNS
+    if run[2].startswith("cpu") and not (run[2] == "cpu-amx" and run[0].uses_tiles(run[1]))
+]
 
 
 @functools.cache
@@ -44,7 +52,7 @@ def plain(op: Op, name: str) -> tuple[Tensor, ...]:
 def best_of_lanes(op: Op, name: str) -> tuple[Tensor, ...]:
     """The same, but never by the tiles of AMX."""
     case = _case(op, name)
-    return run(op, case, LANES[-1]) if op.uses_tiles(case) else plain(op, name)
+    return run(op, case, BEST_LANES) if op.uses_tiles(case) else plain(op, name)
 
 
 def _case(op: Op, name: str) -> Case:
@@ -64,8 +72,7 @@ def test_equals_the_reference(op: Op, case: Case, backend: str) -> None:
 SAME_BITS = [pair for pair in CASES if pair[0].gives_the_same_bits]
 
 
-@pytest.mark.parametrize("backend", LANES)
-@each_case
+@pytest.mark.parametrize(("op", "case", "backend"), LANES, ids=case_id)
 def test_every_instruction_set_gives_the_same_bits(op: Op, case: Case, backend: str) -> None:
     """But for the tiles of AMX, which test_equals_the_reference() holds to the tolerance."""
     assert_same_bits(

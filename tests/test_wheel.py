@@ -242,13 +242,16 @@ def test_baseline_units_have_no_avx() -> None:
 
 
 @needs_objdump
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
+@pytest.mark.parametrize("isa", ["avx2", "avx2_vnni", "avx512", "avx512_vnni", "amx"])
 def test_avx_units_have_avx(isa: str) -> None:
     # The disassembly is read correctly: it finds what is there. A room of whole numbers may have none.
     assert any(avx_instructions(path) for path in objects(f"fastdiff_cpu_{isa}"))
 
 
-@pytest.mark.parametrize(("isa", "number"), [("baseline", 0), ("avx2", 1), ("avx512", 2), ("amx", 3)])
+@pytest.mark.parametrize(
+    ("isa", "number"),
+    [("baseline", 0), ("avx2", 1), ("avx2_vnni", 2), ("avx512", 3), ("avx512_vnni", 4), ("amx", 5)],
+)
 def test_isa_units_share_no_function(isa: str, number: int) -> None:
     """Each defines the specialisations for its own ISA, and nothing that the linker could merge."""
     for path in objects(f"fastdiff_cpu_{isa}"):

@@ -13,12 +13,11 @@
 
 namespace fastdiff {
 
-// int32 is here only to be named in refusals: no kernel takes it.
-enum class DType : int8_t { f32, f16, bf16, f64, c64, u8, b8, i64, i32 };
+enum class DType : int8_t { f32, f16, bf16, f64, c64, u8, b8, i64, i32, i8 };
 
 constexpr const char* name(DType t) {
   constexpr const char* names[] = {"float32", "float16", "bfloat16", "float64", "complex64",
-                                   "uint8",   "bool",    "int64",    "int32"};
+                                   "uint8",   "bool",    "int64",    "int32",   "int8"};
   return names[static_cast<int>(t)];
 }
 
@@ -36,6 +35,7 @@ FASTDIFF_HD constexpr int size_of(DType t) {
       return 2;
     case DType::u8:
     case DType::b8:
+    case DType::i8:
       return 1;
   }
   return 0;

@@ -12,7 +12,7 @@ constexpr struct {
   DType dtype;
   int32_t code;  // c10::ScalarType
 } kCodes[] = {{DType::f32, 6}, {DType::f16, 5}, {DType::bf16, 15}, {DType::f64, 7}, {DType::c64, 9},
-              {DType::u8, 0},  {DType::b8, 11}, {DType::i64, 4},   {DType::i32, 3}};
+              {DType::u8, 0},  {DType::b8, 11}, {DType::i64, 4},   {DType::i32, 3}, {DType::i8, 1}};
 
 // libtorch_cuda.so is there only in a CUDA build of torch; a library that named its symbols could not be
 // loaded by a CPU-only torch. So the stream function is looked up in the copy that torch has loaded.

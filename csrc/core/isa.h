@@ -6,19 +6,23 @@
 
 namespace fastdiff {
 
-// Each contains those before it. amx is avx512 with the tiles of AMX for products of bfloat16.
-enum class Isa : int { baseline, avx2, avx512, amx };
+// In the order of preference. avx2_vnni and avx512_vnni are avx2 and avx512 with the dot products of four
+// int8 (AVX-VNNI and AVX512-VNNI); amx is avx512_vnni with tiles for products of bfloat16 and int8.
+enum class Isa : int { baseline, avx2, avx2_vnni, avx512, avx512_vnni, amx };
 
-inline constexpr Isa kIsas[] = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::amx};
+inline constexpr Isa kIsas[] = {Isa::baseline, Isa::avx2,        Isa::avx2_vnni,
+                                Isa::avx512,   Isa::avx512_vnni, Isa::amx};
 
-// A *_cpu.cpp file is compiled once per ISA with -DFASTDIFF_ISA=<enumerator> and defines the
-// explicit specialisation of its kernel for that ISA; everything else in it is in an anonymous namespace. An
-// *_amx.cpp file is compiled for Isa::amx; its room's header says so by kHasTiles. Other rooms run what they
-// have for AVX-512 there.
+// A *_cpu.cpp file is compiled for baseline, avx2 and avx512 with -DFASTDIFF_ISA=<enumerator> and defines the
+// explicit specialisation of its kernel for that ISA; everything else in it is in an anonymous namespace. A
+// *_vnni.cpp file is compiled for avx2_vnni and avx512_vnni, an *_amx.cpp file for amx; its room's header
+// says so by kHasVnni and kHasTiles. Other rooms run what they have for AVX2 and AVX-512 there.
 #if defined(FASTDIFF_ISA)
 inline constexpr Isa kIsa = Isa::FASTDIFF_ISA;
 #endif
 
+template <template <Isa> class Kernel>
+inline constexpr bool kHasVnni = false;
 template <template <Isa> class Kernel>
 inline constexpr bool kHasTiles = false;
 
@@ -40,9 +44,19 @@ void run(Args&&... args) {
       if constexpr (kHasTiles<Kernel>) return Kernel<Isa::amx>::run(std::forward<Args>(args)...);
       [[fallthrough]];
 #endif
+#if defined(FASTDIFF_ISA_AVX512_VNNI)
+    case Isa::avx512_vnni:
+      if constexpr (kHasVnni<Kernel>) return Kernel<Isa::avx512_vnni>::run(std::forward<Args>(args)...);
+      [[fallthrough]];
+#endif
 #if defined(FASTDIFF_ISA_AVX512)
     case Isa::avx512:
       return Kernel<Isa::avx512>::run(std::forward<Args>(args)...);
+#endif
+#if defined(FASTDIFF_ISA_AVX2_VNNI)
+    case Isa::avx2_vnni:
+      if constexpr (kHasVnni<Kernel>) return Kernel<Isa::avx2_vnni>::run(std::forward<Args>(args)...);
+      [[fallthrough]];
 #endif
 #if defined(FASTDIFF_ISA_AVX2)
     case Isa::avx2:

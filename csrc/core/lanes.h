@@ -310,6 +310,8 @@ FASTDIFF_HD T load_as(const void* p, DType dtype, int64_t i) {
       return static_cast<T>(static_cast<const uint8_t*>(p)[i]);
     case DType::b8:
       return static_cast<T>(static_cast<const uint8_t*>(p)[i] != 0);
+    case DType::i8:
+      return static_cast<T>(static_cast<const int8_t*>(p)[i]);
     case DType::i64:
     case DType::i32:
       break;  // never data

@@ -103,6 +103,7 @@ inline std::optional<DType> dtype_of(DataType type) {
       {kFloat, 32, DType::f32}, {kFloat, 16, DType::f16}, {kBfloat, 16, DType::bf16},
       {kFloat, 64, DType::f64}, {kInt, 64, DType::i64},   {kComplex, 64, DType::c64},
       {kUInt, 8, DType::u8},    {kBool, 8, DType::b8},    {kInt, 32, DType::i32},
+      {kInt, 8, DType::i8},
   };
   for (const auto& known : kTypes)
     if (known.code == type.code && known.bits == type.bits && type.lanes == 1) return known.dtype;

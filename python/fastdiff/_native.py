@@ -19,6 +19,7 @@ import torch
 NAMESPACE: Final = "fastdiff"
 LIBRARY_PATH: Final = Path(__file__).with_name("libfastdiff.so")
 ISA_VARIABLE: Final = "FASTDIFF_CPU_ISA"
+INSTRUCTION_SETS: Final = ("baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "amx")
 
 _definitions = torch.library.Library(NAMESPACE, "DEF")  # noqa: TOR901  (lives as long as the module)
 
@@ -58,7 +59,7 @@ def mark_written(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def isa() -> str:
-    """The instruction set that the CPU kernels use: "baseline", "avx2", "avx512" or "amx"."""
+    """The instruction set that the CPU kernels use: one of :data:`INSTRUCTION_SETS`."""
     library = ctypes.CDLL(str(LIBRARY_PATH))
     library.fastdiff_isa_used.restype = ctypes.c_char_p
     name: bytes = library.fastdiff_isa_used()
@@ -66,7 +67,7 @@ def isa() -> str:
 
 
 def use_isa(name: str) -> None:
-    """Force the CPU kernels of this process to one instruction set: "baseline", "avx2", "avx512" or "amx".
+    """Force the CPU kernels of this process to one instruction set of :data:`INSTRUCTION_SETS`.
 
     Raises:
         ValueError: the name is unknown, the ISA was not built, or this CPU lacks it.
@@ -75,7 +76,7 @@ def use_isa(name: str) -> None:
 
     answer = ctypes.CDLL(str(LIBRARY_PATH)).fastdiff_isa_request(name.encode())
     reasons = {
-        1: "is not one of baseline, avx2, avx512, amx",
+        1: f"is not one of {', '.join(INSTRUCTION_SETS)}",
         2: "was not built into this library",
         3: "is not supported by this CPU",
     }

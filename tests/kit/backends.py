@@ -10,13 +10,12 @@ from contextlib import contextmanager
 import fastdiff
 import torch
 from fastdiff._case import Case
+from fastdiff._native import INSTRUCTION_SETS
 from torch import Tensor
 
 from tests.kit.ops import Op
 from tests.kit.simt.worker import SimtWorker
 from tests.kit.trees import moved
-
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")
 
 
 @functools.cache

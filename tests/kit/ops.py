@@ -6,6 +6,7 @@ Besides ``cases()`` and ``reference()``, a module says what is particular to its
     IN_PLACE = False        ``out`` must not share memory with an input (default: it may be exactly one of them)
     SAME_BITS = False       CUDA adds in another order than the CPU (default: all backends give the same bits)
     TILES = True            on AMX calls in bfloat16 have sums in an order of their own (default: as on AVX-512)
+    INTEGERS = True         sums of integers, by kernels of their own for VNNI and AMX (default: as on AVX2, AVX-512)
     tolerance(*args, **kwargs)  ``scale`` and ``terms`` of :func:`tests.kit.compare.assert_close` for one call
 """
 
@@ -99,6 +100,13 @@ class Op:
         """On AMX the case is computed by its tiles, in an order of their own."""
         tiles = bool(getattr(self.module, "TILES", False))
         return tiles and next(tensors_of(case.args)).dtype == torch.bfloat16
+
+    def has_kernels_for(self, isa: str, case: Case) -> bool:
+        """Whether one instruction set runs anything but the kernels of AVX2 or AVX-512 for this case."""
+        integers = bool(getattr(self.module, "INTEGERS", False))
+        if isa == "amx":
+            return integers or self.uses_tiles(case)
+        return integers or not isa.endswith("_vnni")
 
     @property
     def gradient_orders(self) -> int:
