@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tiles of AMX: products of matrices of bfloat16, with sums in float32.
+// The tiles of AMX: products of matrices of bfloat16 with sums in float32, and of bytes with sums in int32.
 //
 // A tile is 16 rows of 64 bytes. Products of two bfloat16 are exact; the unit adds pairs of them in an order
 // of its own and takes subnormal numbers for 0. For *_amx.cpp files only: the compiler has to target AMX.
@@ -91,6 +91,56 @@ void tile_products(const bfloat16_t* a, int64_t a_row, const BfloatPair* b, int6
         tile_product<kKept, 1, kMost>(a, a_row, of_b, b_row, steps, of_c, c_row);
       }
     }
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+}
+
+// ---- products of bytes ------------------------------------------------------------------------------
+
+template <bool kTwoRows, bool kTwoColumns>
+[[gnu::always_inline]] inline void byte_product(const uint8_t* a, const uint8_t* a_next, const int8_t* b,
+                                                const int8_t* b_next, int64_t steps, int32_t* c,
+                                                int64_t c_row) {
+  constexpr int64_t kBytes = 1024, kRow = 64;
+  const int64_t c_bytes = 4 * c_row;
+  _tile_zero(0);
+  if constexpr (kTwoColumns) _tile_zero(1);
+  if constexpr (kTwoRows) _tile_zero(2);
+  if constexpr (kTwoRows && kTwoColumns) _tile_zero(3);
+  for (int64_t s = 0; s < steps; ++s) {
+    _tile_loadd(4, a + s * kBytes, kRow);
+    _tile_loadd(6, b + s * kBytes, kRow);
+    _tile_dpbssd(0, 4, 6);
+    if constexpr (kTwoColumns) {
+      _tile_loadd(7, b_next + s * kBytes, kRow);
+      _tile_dpbssd(1, 4, 7);
+    }
+    if constexpr (kTwoRows) {
+      _tile_loadd(5, a_next + s * kBytes, kRow);
+      _tile_dpbssd(2, 5, 6);
+    }
+    if constexpr (kTwoRows && kTwoColumns) _tile_dpbssd(3, 5, 7);
+  }
+  _tile_stored(0, c, c_bytes);
+  if constexpr (kTwoColumns) _tile_stored(1, c + kTile, c_bytes);
+  if constexpr (kTwoRows) _tile_stored(2, c + kTile * c_row, c_bytes);
+  if constexpr (kTwoRows && kTwoColumns) _tile_stored(3, c + kTile * c_row + kTile, c_bytes);
+}
+
+// C [16 or 32][16 or 32] = A B of signed bytes, in whole tiles one after another: A [steps][16][64] and
+// another 16 rows, or null; B [steps][16][16][4] and another 16 columns, or null.
+inline void byte_products(const uint8_t* a, const uint8_t* a_next, const int8_t* b, const int8_t* b_next,
+                          int64_t steps, int32_t* c, int64_t c_row) {
+  // The compiler does not know what memory tile instructions read and write.
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  if (a_next != nullptr && b_next != nullptr) {
+    byte_product<true, true>(a, a_next, b, b_next, steps, c, c_row);
+  } else if (a_next != nullptr) {
+    byte_product<true, false>(a, a_next, b, b_next, steps, c, c_row);
+  } else if (b_next != nullptr) {
+    byte_product<false, true>(a, a_next, b, b_next, steps, c, c_row);
+  } else {
+    byte_product<false, false>(a, a_next, b, b_next, steps, c, c_row);
+  }
   std::atomic_signal_fence(std::memory_order_seq_cst);
 }
 

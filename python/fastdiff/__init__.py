@@ -5,7 +5,7 @@ Operators are ``torch.ops.fastdiff.*``, with thin wrappers of the same names her
 into the coefficient table of a solver; a :class:`~fastdiff.planners.Plan` runs it.
 """
 
-from fastdiff import _native, attention, guidance, planners, schedules, wavelet
+from fastdiff import _native, attention, guidance, planners, quant, schedules, wavelet
 from fastdiff._native import isa, use_isa
 from fastdiff._version import __version__
 from fastdiff.attention import (
@@ -35,6 +35,7 @@ from fastdiff.attention import (
     unpool_tokens,
 )
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
+from fastdiff.quant import LowRank, PackedWeight, int8_linear, pack_weight
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 from fastdiff.wavelet import (
     DWT,
@@ -58,6 +59,8 @@ __all__ = [
     "DWT",
     "IDWT",
     "AttentionPlan",
+    "LowRank",
+    "PackedWeight",
     "RelativeBias",
     "SparseAttention",
     "TokenMerge",
@@ -81,6 +84,7 @@ __all__ = [
     "haar_patch",
     "haar_unpatch",
     "idwt",
+    "int8_linear",
     "isa",
     "laplacian_merge",
     "laplacian_split",
@@ -90,7 +94,9 @@ __all__ = [
     "match_tokens",
     "normed_token_mean",
     "pack_subbands",
+    "pack_weight",
     "planners",
+    "quant",
     "scaled_error_norm",
     "scatter_tokens",
     "schedules",

@@ -49,7 +49,7 @@ FASTDIFF_HD bool has_softmax(Key<T> highest) {
 }
 template <class V>
 FASTDIFF_HD V weight_of(V below) {  // score - highest
-  const V power = attention::exp2_(mul(below, splat<V>(static_cast<float>(attention::kLog2E))));
+  const V power = exp2_(mul(below, splat<V>(static_cast<float>(kLog2E))));
   return mul(power, splat<V>(static_cast<float>(1 << kWeightBits)));
 }
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantised and low-rank matrix products."""
 
-from __future__ import annotations
+from fastdiff.quant._epilogue import LowRank
+from fastdiff.quant._packing import PackedWeight, pack_weight
+from fastdiff.quant.int8_linear import int8_linear
 
-__all__: list[str] = []
+__all__ = ["LowRank", "PackedWeight", "int8_linear", "pack_weight"]

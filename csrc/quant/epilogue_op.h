@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The epilogue's arguments from tensors of torch, for *_op.cpp files.
+#pragma once
+
+#include "core/host.h"
+#include "quant/epilogue.h"
+
+namespace fastdiff::quant {
+
+using OptionalTensor = std::optional<Tensor>;
+
+inline std::optional<TensorView> optional_view(const char* op, const char* argument,
+                                               const OptionalTensor& tensor) {
+  return tensor ? std::optional(view_of(op, argument, *tensor)) : std::nullopt;
+}
+
+// In the order of the schemas.
+inline EpilogueArguments epilogue_arguments(const char* op, const OptionalTensor& bias,
+                                            const OptionalTensor& gate, const OptionalTensor& residual,
+                                            const OptionalTensor& down, const OptionalTensor& up,
+                                            const OptionalTensor& gates, int64_t activation, bool gated) {
+  return {optional_view(op, "bias", bias),
+          optional_view(op, "gate", gate),
+          optional_view(op, "residual", residual),
+          optional_view(op, "down", down),
+          optional_view(op, "up", up),
+          optional_view(op, "gates", gates),
+          activation,
+          gated};
+}
+
+// y [..., outputs]. `code`: its ScalarType, or -1: that of x, float32 for int8.
+inline Tensor empty_result(const char* op, const TensorView& x, int64_t columns, bool gated, int64_t code) {
+  const std::optional<DType> named = dtype_from_code(code);
+  if (code != -1 && !named) refuse(op, "dtype must be float32, float16 or bfloat16, got ScalarType ", code);
+  int64_t sizes[kMaxRank];
+  std::copy_n(x.sizes, x.rank, sizes);
+  sizes[x.rank - 1] = gated ? columns / 2 : columns;
+  return empty_output(x, x.rank, sizes, named.value_or(x.dtype == DType::i8 ? DType::f32 : x.dtype));
+}
+
+}  // namespace fastdiff::quant

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// int8_linear with the dot products of AVX-VNNI and AVX512-VNNI.
+#include "quant/int8_linear/int8_linear_gemm.h"
+
+namespace fastdiff::int8_linear {
+
+template <>
+void Cpu<kIsa>::run(const Params& params, const Team& team) {
+  run_with<quant::LaneTiles>(params, team);
+}
+
+}  // namespace fastdiff::int8_linear

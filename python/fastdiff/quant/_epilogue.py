@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What follows the sums of a linear layer: arguments that all formats of weights have, and their reference."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdiff.quant._packing import PackedWeight
+
+ACTIVATIONS: Final = (None, "gelu", "gelu_tanh", "silu")
+"""In the order of the numbers that schemas have."""
+
+SCHEMA: Final = "Tensor? bias, Tensor? gate, Tensor? residual, Tensor? down, Tensor? up, Tensor? gates"
+SETTINGS: Final = "int activation, bool gated"
+
+
+class LowRank(NamedTuple):
+    """A branch U (γ ⊙ (Vᵀ x)) beside a linear layer: LoRA, an SVD branch, or K gated rank-1 adapters.
+
+    Attributes:
+        down: Vᵀ ``[r, K]``, as LoRA's A; float32, float16 or bfloat16.
+        up: U ``[N, r]``, as LoRA's B, with its factor alpha / r.
+        gates: γ ``[r]`` or ``[B or 1, r]``, one row for each sample of x ``[B, …, K]``; None: 1.
+    """
+
+    down: Tensor
+    up: Tensor
+    gates: Tensor | None = None
+
+
+def activation_code(op: str, activation: str | None) -> int:
+    """Its number in the schema."""
+    if activation not in ACTIVATIONS:
+        names = ", ".join(str(name) for name in ACTIVATIONS)
+        raise ValueError(f"fastdiff.{op}: activation must be one of {names}, got {activation!r}")
+    return ACTIVATIONS.index(activation)
+
+
+def result_like(x: Tensor, outputs: int, dtype: torch.dtype) -> Tensor:
+    """A new tensor ``[..., outputs]`` for x ``[..., K]``, laid out as the operators do it."""
+    if x.shape[-1] == outputs:
+        return torch.empty_like(x, dtype=dtype)
+    return x.new_empty(*x.shape[:-1], outputs, dtype=dtype)
+
+
+def branch_of(
+    lowrank: LowRank | tuple[Tensor, ...] | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``down, up, gates`` of what a caller gave."""
+    return tuple(LowRank(*lowrank)) if lowrank is not None else (None, None, None)
+
+
+def per_sample(v: Tensor, x: Tensor) -> Tensor:
+    """A vector ``[C]`` or ``[B or 1, C]`` so that it broadcasts over the rows of x ``[B, …, K]``."""
+    return v if v.dim() == 1 or x.dim() <= 2 else v.view(v.shape[0], *(1,) * (x.dim() - 2), v.shape[1])
+
+
+def finished(
+    h: Tensor,
+    x: Tensor,
+    packed: PackedWeight,
+    *,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    lowrank: LowRank | tuple[Tensor, ...] | None = None,
+) -> Tensor:
+    """The epilogue in plain PyTorch, in the dtype of h: scaled sums ``[..., N]`` of the layer of x ``[..., K]``."""
+    down, up, gates = branch_of(lowrank)
+    if bias is not None:
+        h = h + bias.to(h)
+    if down is not None and up is not None:
+        p = x.to(h) @ down.to(h).T
+        h = h + (p if gates is None else p * per_sample(gates.to(h), x)) @ up.to(h).T
+    if packed.gated:
+        value, h = h.chunk(2, -1)
+    if activation == "silu":
+        h = torch.nn.functional.silu(h)
+    elif activation is not None:
+        h = torch.nn.functional.gelu(h, approximate="tanh" if activation == "gelu_tanh" else "none")
+    if packed.gated:
+        h = value * h
+    if gate is not None:
+        h = h * per_sample(gate.to(h), x)
+    return h if residual is None else h + residual.to(h)
+
+
+def magnitude(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    lowrank: Any = None,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    **_: Any,
+) -> float:
+    """An upper bound of all that is added up, for error bounds: the layer of the absolute values."""
+    x, w = x.double().nan_to_num(0, 0, 0).abs(), packed.dequantize().double().abs()
+    bounds = [None if t is None else t.double().abs() for t in (bias, gate, residual)]
+    branch = (
+        None if lowrank is None else tuple(None if t is None else t.double().abs() for t in LowRank(*lowrank))
+    )
+    y = finished(x @ w.T, x, packed, bias=bounds[0], gate=bounds[1], residual=bounds[2], lowrank=branch)
+    return max(1.0, float(y.max())) if y.numel() else 1.0
+
+
+def refuse_gradients(op: str, *tensors: Any) -> None:
+    """Nothing here records gradients."""
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+        raise NotImplementedError(
+            f"fastdiff.{op}: gradients are not defined for integers; train with fastdiff.fake_quant, or detach"
+        )

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights packed once: cut into panels of 16 columns and pieces along K, the same for every device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+PANEL: Final = 16
+PIECE: Final = 64
+VERSION: Final = 1
+SCHEMES: Final = ("int8",)
+"""In the order of the numbers that a saved weight has."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight ``[N, K]`` of a linear layer as :func:`pack_weight` lays it out.
+
+    Attributes:
+        scheme: how its elements are stored, one of :data:`SCHEMES`.
+        rows: N, the columns of the product; of a gated layer both halves.
+        inner: K.
+        gated: panels of the two halves of the rows alternate.
+        group: elements along K that share a scale; 0: all of them.
+        weight: ``[slots / 16, …]``, the panels: docs/quant.md has the layout of each scheme.
+        scale: float32 ``[slots]``, or ``[K / group, slots]``.
+        zero_point: int32 or float32 of the shape of scale, or None: all 0.
+        column_sum: int32 ``[slots]``, the sums of the stored integers along K; None where no zero point can ask for it.
+
+    Slots are the rows in the order of the panels, filled up to a multiple of 16 with rows of zeros.
+    """
+
+    scheme: str
+    rows: int
+    inner: int
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+    column_sum: Tensor | None = None
+    gated: bool = False
+    group: int = 0
+
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The same weight on another device."""
+        return self._changed(lambda t: t.to(device))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> PackedWeight:
+        return replace(self, **{name: change(t) for name, t in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    @property
+    def outputs(self) -> int:
+        """The columns of the layer's result: half of the rows if it is gated."""
+        return self.rows // 2 if self.gated else self.rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(t.nbytes for t in self._tensors().values())
+
+    def dequantize(self) -> Tensor:
+        """float32 ``[N, K]``: the numbers that the kernels multiply with, rows in their own order."""
+        from fastdiff.quant._formats import FORMATS
+
+        return FORMATS[self.scheme].unpack(self)
+
+    def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        """Everything as tensors, for safetensors; :meth:`from_state_dict` reads it."""
+        numbers = [VERSION, SCHEMES.index(self.scheme), self.rows, self.inner, int(self.gated), self.group]
+        return {f"{prefix}{name}": t for name, t in self._tensors().items()} | {
+            f"{prefix}format": torch.tensor(numbers)
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], prefix: str = "") -> PackedWeight:
+        """The inverse of :meth:`state_dict`.
+
+        Raises:
+            ValueError: another version or an unknown scheme.
+            KeyError: a tensor is missing.
+        """
+        version, scheme, rows, inner, gated, group = state[f"{prefix}format"].tolist()
+        if version != VERSION or not 0 <= scheme < len(SCHEMES):
+            raise ValueError(
+                f"fastdiff.PackedWeight: {prefix}format must be version {VERSION} with a scheme below {len(SCHEMES)}, "
+                f"got version {version}, scheme {scheme}"
+            )
+        return cls(
+            SCHEMES[scheme], rows, inner, state[f"{prefix}weight"], state[f"{prefix}scale"],
+            state.get(f"{prefix}zero_point"), state.get(f"{prefix}column_sum"), bool(gated), group,
+        )  # fmt: skip
+
+
+def pack_weight(
+    w: Tensor,
+    scheme: str = "int8",
+    *,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    symmetric: bool = True,
+    gated: bool = False,
+) -> PackedWeight:
+    r"""Quantise a weight and lay it out for the kernels, once.
+
+    Args:
+        w: ``[N, K]`` floating, or a convolution's ``[N, C, *kernel]``, which becomes ``[N, *kernel, C]`` with
+            K = C · kernel elements; or, with ``scale``, integers that are quantised already, within −127 and 127.
+        scheme: ``"int8"``: integers with a scale for each row, for :func:`int8_linear`, :func:`int8_weight_linear`,
+            :func:`int8_conv2d`.
+        scale: ``[N]``, of integers in w.
+        zero_point: ``[N]``, of integers in w: they stand for scale · (w − zero_point).
+        symmetric: False: a zero point for each row, so that its range need not be symmetric around 0.
+        gated: the layer's result is its first half times an activation of its second half (GEGLU, SwiGLU).
+
+    Returns:
+        the packed weight, on the device of w.
+
+    Symmetric: scale = max|w| / 127. Else scale = (max(w, 0) − min(w, 0)) / 254 and the zero point is
+    round(−127 − min(w, 0) / scale). Rounding is to nearest even. −128 is not used, which the dot products of CPUs
+    without VNNI need.
+
+    Raises:
+        ValueError: an unknown scheme, a wrong shape or dtype, integers outside of −127 … 127, an odd N when gated.
+    """
+    from fastdiff.quant._formats import FORMATS
+
+    if scheme not in FORMATS:
+        raise ValueError(f"fastdiff.pack_weight: scheme must be one of {', '.join(FORMATS)}, got {scheme!r}")
+    if w.dim() < 2 or 0 in w.shape:
+        raise ValueError(
+            f"fastdiff.pack_weight: w must be [N, K] or [N, C, *kernel], not empty, got {list(w.shape)}"
+        )
+    if gated and w.shape[0] % 2:
+        raise ValueError(
+            f"fastdiff.pack_weight: a gated layer must have an even number of rows, got {w.shape[0]}"
+        )
+    if w.dim() > 2:
+        w = w.movedim(1, -1).flatten(1)
+    return FORMATS[scheme].pack(w.detach(), scale, zero_point, symmetric, gated)
+
+
+# ---- panels ----------------------------------------------------------------------------------------------------
+
+
+def slots_of(rows: int, gated: bool, device: torch.device) -> Tensor:
+    """The slot of each row, int64 ``[rows]``."""
+    n = torch.arange(rows, device=device)
+    if not gated:
+        return n
+    half = rows // 2
+    at = n % half
+    return at // PANEL * (2 * PANEL) + (n >= half) * PANEL + at % PANEL
+
+
+def slot_count(rows: int, gated: bool) -> int:
+    """The number of slots, a multiple of 16."""
+    half = rows // 2 if gated else rows
+    return -(-half // PANEL) * PANEL * (2 if gated else 1)
+
+
+def in_slots(rows: Tensor, gated: bool) -> Tensor:
+    """Rows ``[N, …]`` in the order of the slots, zeros where there is none."""
+    n = rows.shape[0]
+    placed = rows.new_zeros(slot_count(n, gated), *rows.shape[1:])
+    placed[slots_of(n, gated, rows.device)] = rows
+    return placed
+
+
+def out_of_slots(placed: Tensor, rows: int, gated: bool) -> Tensor:
+    """The inverse of :func:`in_slots`."""
+    return placed[slots_of(rows, gated, placed.device)]
