@@ -33,18 +33,20 @@ FASTDIFF_HD V gelu_tanh(V x) {
   return times_sigmoid(x, mul(x, inner));
 }
 
-// x Phi(x) = max(x, 0) - a Phi(-a), a = |x|, with Phi(-a) = exp(-a^2 / 2) t q(t), t = 1 / (1 + a / 4).
+// x Phi(x) with Phi(x) = 1/2 + z h(w), z = x / 5.3 within -1 and 1, w = 2 z^2 - 1. At z = -1 and 1 this is
+// exactly 0 and 1. A polynomial alone: a division and an exponential would take half as long again.
 template <class V>
 FASTDIFF_HD V gelu(V x) {
-  constexpr float kTail[] = {0.09885352f,  0.1125472f, 0.02176215f, 0.28943593f,
-                             -0.27762946f, 0.3482802f, -0.09324961f};  // of q, error 1e-9
-  // -a, but not below -20 for positive x, so that infinity is not taken times 0 there.
-  const V s = at_most(sub(splat<V>(0.0f), at_most(splat<V>(20.0f), x)), x);
-  const V t = div(splat<V>(1.0f), fma_(s, splat<V>(-0.25f), splat<V>(1.0f)));
-  V q = splat<V>(kTail[6]);
-  for (int n = 5; n >= 0; --n) q = fma_(q, t, splat<V>(kTail[n]));
-  const V e = exp2_(mul(mul(s, s), splat<V>(static_cast<float>(-0.5 * kLog2E))));
-  return fma_(s, mul(mul(t, q), e), at_least(splat<V>(0.0f), x));
+  constexpr float kTerms[] = {0.706980646f,   -0.352548122f,   0.261099696f,  -0.209820285f,
+                              0.170027733f,   -0.13409099f,    0.100267977f,  -0.069842726f,
+                              0.0469025299f,  -0.0310805757f,  0.0164488349f, -0.00573689351f,
+                              0.00399920018f, -0.00407727575f, 0.00147024787f};
+  const V one = splat<V>(1.0f);
+  const V z = at_most(one, at_least(splat<V>(-1.0f), mul(x, splat<V>(1.0f / 5.3f))));
+  const V w = fma_(mul(z, z), splat<V>(2.0f), splat<V>(-1.0f));
+  V h = splat<V>(kTerms[14]);
+  for (int n = 13; n >= 0; --n) h = fma_(h, w, splat<V>(kTerms[n]));
+  return mul(x, fma_(h, z, splat<V>(0.5f)));
 }
 
 template <class V>

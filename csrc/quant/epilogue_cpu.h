@@ -90,21 +90,21 @@ class Finish {
   explicit Finish(const Epilogue& e) : e_(e) {}
 
   void operator()(int64_t m, int64_t slot, const float* sums) {
-    for (int c = 0; c < kSlots; c += kWide)
-      Floats::store(h_ + c, linear(m, slot + c, Floats::load(sums + c)));
     if (e_.gated) {
+      for (int c = 0; c < kSlots; c += kWide) Floats::store(h_ + c, linear(m, slot + c, sums + c));
       gate_by_panel();
       write(m, slot / 2, kSlots / 2);
     } else {
-      if (e_.activation != Activation::none)
-        for (int c = 0; c < kSlots; c += kWide)
-          Floats::store(h_ + c, activate(e_.activation, Floats::load(h_ + c)));
+#pragma GCC unroll 2
+      for (int c = 0; c < kSlots; c += kWide)
+        Floats::store(h_ + c, activate(e_.activation, linear(m, slot + c, sums + c)));
       write(m, slot, kSlots);
     }
   }
 
  private:
-  FloatLanes linear(int64_t m, int64_t slot, FloatLanes h) const {
+  FloatLanes linear(int64_t m, int64_t slot, const float* sums) const {
+    FloatLanes h = Floats::load(sums);
     if (e_.scale != nullptr && e_.bias != nullptr) {
       h = fma_(h, Floats::load(e_.scale + slot), Floats::load(e_.bias + slot));
     } else if (e_.scale != nullptr) {

@@ -50,7 +50,10 @@ def branch_of(
     lowrank: LowRank | tuple[Tensor, ...] | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """``down, up, gates`` of what a caller gave."""
-    return tuple(LowRank(*lowrank)) if lowrank is not None else (None, None, None)
+    if lowrank is None:
+        return None, None, None
+    branch = LowRank(*lowrank)
+    return branch.down, branch.up, branch.gates
 
 
 def per_sample(v: Tensor, x: Tensor) -> Tensor:
@@ -102,9 +105,8 @@ def magnitude(
     """An upper bound of all that is added up, for error bounds: the layer of the absolute values."""
     x, w = x.double().nan_to_num(0, 0, 0).abs(), packed.dequantize().double().abs()
     bounds = [None if t is None else t.double().abs() for t in (bias, gate, residual)]
-    branch = (
-        None if lowrank is None else tuple(None if t is None else t.double().abs() for t in LowRank(*lowrank))
-    )
+    down, up, gates = (None if t is None else t.double().abs() for t in branch_of(lowrank))
+    branch = None if down is None or up is None else LowRank(down, up, gates)
     y = finished(x @ w.T, x, packed, bias=bounds[0], gate=bounds[1], residual=bounds[2], lowrank=branch)
     return max(1.0, float(y.max())) if y.numel() else 1.0
 

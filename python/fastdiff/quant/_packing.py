@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ class PackedWeight:
         return self._changed(lambda t: t.to(device))
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> PackedWeight:
-        return replace(self, **{name: change(t) for name, t in self._tensors().items()})
+        changed: dict[str, Any] = {name: change(t) for name, t in self._tensors().items()}
+        return replace(self, **changed)
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
