@@ -150,6 +150,7 @@ RIVALS = {
     "normed_token_mean": {"published", "torch.compile"},
     "match_tokens": {"tomesd's form", "torch.compile"},
     "select_blocks": {"eager"},
+    "int8_linear": {"eager"},
 }
 
 

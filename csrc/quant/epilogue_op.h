@@ -39,4 +39,10 @@ inline Tensor empty_result(const char* op, const TensorView& x, int64_t columns,
   return empty_output(x, x.rank, sizes, named.value_or(x.dtype == DType::i8 ? DType::f32 : x.dtype));
 }
 
+// A result that the caller gives has the dtype that was asked for, if one was.
+inline void check_code(const char* op, const TensorView& y, int64_t code) {
+  if (code != -1 && dtype_from_code(code) != y.dtype)
+    refuse(op, "out must have the dtype that is asked for, ScalarType ", code, ", got ", name(y.dtype));
+}
+
 }  // namespace fastdiff::quant

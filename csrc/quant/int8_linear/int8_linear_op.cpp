@@ -61,12 +61,14 @@ Tensor functional(Tensor x, OptionalTensor x_scale, OptionalTensor x_zero_point,
 void out(Tensor x, OptionalTensor x_scale, OptionalTensor x_zero_point, Tensor weight, Tensor scale,
          Tensor column_sum, OptionalTensor zero_point, OptionalTensor bias, OptionalTensor gate,
          OptionalTensor residual, OptionalTensor down, OptionalTensor up, OptionalTensor gates,
-         int64_t columns, int64_t bits, int64_t activation, bool gated, Tensor result) {
+         int64_t columns, int64_t bits, int64_t activation, bool gated, int64_t dtype, Tensor result) {
   const Arguments arguments =
       arguments_of(x, x_scale, x_zero_point, weight, scale, column_sum, zero_point,
                    quant::epilogue_arguments(kOp, bias, gate, residual, down, up, gates, activation, gated),
                    columns, bits);
-  run(arguments, view_of(kOp, "out", result));
+  const TensorView y = view_of(kOp, "out", result);
+  quant::check_code(kOp, y, dtype);
+  run(arguments, y);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

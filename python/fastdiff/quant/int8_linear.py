@@ -33,7 +33,7 @@ INTEGERS: Final = True
 _CODES: Final = {torch.float32: 6, torch.float16: 5, torch.bfloat16: 15}  # c10::ScalarType
 _ARGUMENTS = (
     "Tensor x, Tensor? x_scale, Tensor? x_zero_point, Tensor weight, Tensor scale, Tensor column_sum, "
-    f"Tensor? zero_point, {SCHEMA}, int columns, int bits, {SETTINGS}"
+    f"Tensor? zero_point, {SCHEMA}, int columns, int bits, {SETTINGS}, int dtype"
 )
 
 
@@ -50,7 +50,7 @@ def _fake_out(x: Tensor, *_: Any, result: Tensor) -> None:
         raise RuntimeError(f"fastdiff::int8_linear: out must be on {x.device} like x, got {result.device}")
 
 
-_native.define(f"int8_linear({_ARGUMENTS}, int dtype) -> Tensor", _fake)
+_native.define(f"int8_linear({_ARGUMENTS}) -> Tensor", _fake)
 # NOTE: not named `out`: dynamo gives that name a meaning of its own.
 _native.define(f"int8_linear.out({_ARGUMENTS}, *, Tensor(a!) result) -> ()", _fake_out)
 
@@ -122,11 +122,10 @@ def int8_linear(
     arguments = (
         x, _per_row(x_scale), _per_row(x_zero_point), packed.weight, packed.scale, packed.column_sum,
         packed.zero_point, bias, gate, residual, *branch_of(lowrank), packed.rows, bits,
-        activation_code("int8_linear", activation), packed.gated,
+        activation_code("int8_linear", activation), packed.gated, -1 if dtype is None else _CODES.get(dtype, -2),
     )  # fmt: skip
     if out is None:
-        code = -1 if dtype is None else _CODES.get(dtype, -2)
-        y: Tensor = torch.ops.fastdiff.int8_linear.default(*arguments, code)
+        y: Tensor = torch.ops.fastdiff.int8_linear.default(*arguments)
         return y
     torch.ops.fastdiff.int8_linear.out(*arguments, result=out)
     _native.mark_written([out])
