@@ -105,7 +105,7 @@ RULES = [
         r"\b_mm\d*_\w+|\b_tile_\w+|\bv(ld|st)\dq?_\w+|<(immintrin|arm_neon)\.h>",
         "auto v = _mm256_loadu_ps(p);",
         ("csrc",),
-        (r"csrc/core/(lanes(_avx2|_avx512)?|tiles_amx)\.h",),
+        (r"csrc/core/(lanes(_avx2|_avx512|_int8)?|tiles_amx)\.h",),
     ),
     Rule(
         "PTX stays in one header",

@@ -35,7 +35,7 @@ from fastdiff.attention import (
     unpool_tokens,
 )
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
-from fastdiff.quant import LowRank, PackedWeight, int8_linear, pack_weight
+from fastdiff.quant import LowRank, PackedWeight, int8_linear, pack_weight, quantize_per_token
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 from fastdiff.wavelet import (
     DWT,
@@ -97,6 +97,7 @@ __all__ = [
     "pack_weight",
     "planners",
     "quant",
+    "quantize_per_token",
     "scaled_error_norm",
     "scatter_tokens",
     "schedules",
