@@ -35,7 +35,7 @@ from fastdiff.attention import (
     unpool_tokens,
 )
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
-from fastdiff.quant import LowRank, PackedWeight, int8_linear, pack_weight, quantize_per_token
+from fastdiff.quant import LowRank, PackedWeight, dequantize, int8_linear, pack_weight, quantize_per_token
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 from fastdiff.wavelet import (
     DWT,
@@ -75,6 +75,7 @@ __all__ = [
     "cached_residual_add",
     "channel_affine",
     "combine_tokens",
+    "dequantize",
     "dwt",
     "dynamic_threshold",
     "gather_tokens",

@@ -3,12 +3,14 @@
 
 from fastdiff.quant._epilogue import LowRank
 from fastdiff.quant._packing import PackedWeight, pack_weight
+from fastdiff.quant.dequantize import dequantize
 from fastdiff.quant.int8_linear import int8_linear
 from fastdiff.quant.quantize_per_token import quantize_per_token
 
 __all__ = [
     "LowRank",
     "PackedWeight",
+    "dequantize",
     "int8_linear",
     "pack_weight",
     "quantize_per_token",
