@@ -35,7 +35,15 @@ from fastdiff.attention import (
     unpool_tokens,
 )
 from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_stats, window_blend
-from fastdiff.quant import LowRank, PackedWeight, dequantize, int8_linear, pack_weight, quantize_per_token
+from fastdiff.quant import (
+    LowRank,
+    PackedWeight,
+    dequantize,
+    int8_linear,
+    pack_weight,
+    quantize_per_token,
+    quantize_static,
+)
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
 from fastdiff.wavelet import (
     DWT,
@@ -99,6 +107,7 @@ __all__ = [
     "planners",
     "quant",
     "quantize_per_token",
+    "quantize_static",
     "scaled_error_norm",
     "scatter_tokens",
     "schedules",

@@ -6,6 +6,7 @@ from fastdiff.quant._packing import PackedWeight, pack_weight
 from fastdiff.quant.dequantize import dequantize
 from fastdiff.quant.int8_linear import int8_linear
 from fastdiff.quant.quantize_per_token import quantize_per_token
+from fastdiff.quant.quantize_static import quantize_static
 
 __all__ = [
     "LowRank",
@@ -14,4 +15,5 @@ __all__ = [
     "int8_linear",
     "pack_weight",
     "quantize_per_token",
+    "quantize_static",
 ]
