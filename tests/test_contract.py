@@ -286,7 +286,25 @@ DIFFERENTIABLE = [
 
 
 # NOTE: kernels have no complex128, which finite differences need; complex64 gradients are in the ops' own tests.
-@pytest.mark.parametrize(("op", "case"), DIFFERENTIABLE, ids=case_id)
+SMOOTH = [pair for pair in DIFFERENTIABLE if pair[0].straight_through is None]
+STAIRCASES = [pair for pair in DIFFERENTIABLE if pair[0].straight_through is not None]
+
+
+@pytest.mark.parametrize(("op", "case"), STAIRCASES, ids=case_id)
+def test_gradients_are_straight_through(op: Op, case: Case) -> None:
+    """A staircase has no differences to compare with: its gradient is that of another function."""
+    first, *rest = case.args
+    g = torch.Generator().manual_seed(0)
+    gradient = torch.randn(first.shape, generator=g, dtype=torch.float64).to(first.dtype)
+    found = []
+    for function in (op.function, op.straight_through):
+        x = first.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(function(x, *rest, **case.kwargs), x, gradient)
+        found.append(dx)
+    assert_same_bits(found[:1], found[1:], f"{op} {case}: gradient")
+
+
+@pytest.mark.parametrize(("op", "case"), SMOOTH, ids=case_id)
 def test_gradients(op: Op, case: Case) -> None:
     """Against finite differences in float64, in every order that the operator has."""
     first, *rest = case.args

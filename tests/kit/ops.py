@@ -7,6 +7,7 @@ Besides ``cases()`` and ``reference()``, a module says what is particular to its
     SAME_BITS = False       CUDA adds in another order than the CPU (default: all backends give the same bits)
     TILES = True            on AMX calls in bfloat16 have sums in an order of their own (default: as on AVX-512)
     INTEGERS = True         sums of integers, by kernels of their own for VNNI and AMX (default: as on AVX2, AVX-512)
+    straight_through(*args, **kwargs)  for a staircase: what it is differentiated as, in plain PyTorch
     tolerance(*args, **kwargs)  ``scale`` and ``terms`` of :func:`tests.kit.compare.assert_close` for one call
 """
 
@@ -107,6 +108,12 @@ class Op:
         if isa == "amx":
             return integers or self.uses_tiles(case)
         return integers or not isa.endswith("_vnni")
+
+    @property
+    def straight_through(self) -> Callable[..., Tensor] | None:
+        """Has its gradient in the place of its own, which is 0 almost everywhere; None: its own is meant."""
+        function: Callable[..., Tensor] | None = getattr(self.module, "straight_through", None)
+        return function
 
     @property
     def gradient_orders(self) -> int:
