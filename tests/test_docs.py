@@ -149,7 +149,6 @@ OPTIONS = {
     "schedules.from_levels",
     "inside_plan",
 }
-PLANNED = {"lowrank_apply"}
 
 
 def test_every_paper_has_a_row() -> None:
@@ -164,7 +163,7 @@ def test_paper_names_what_exists(row: tuple[str, ...]) -> None:
     names = set(re.findall(r"`([^`]+)`", text))
     known = set(planners.__all__) | set(fastdiff.__all__) | OPTIONS | {"schedules.flow"}
     guidances = {name for name in names if is_guidance(name)}
-    assert names - PLANNED - guidances <= known
+    assert names - guidances <= known
     assert today in ("planner", "guidance", "op", "table", "planned", "none")
     assert (today == "guidance") <= bool(guidances)
     assert (today == "op") <= bool(names & set(fastdiff.__all__))
