@@ -2,27 +2,47 @@
 """Quantised and low-rank matrix products."""
 
 from fastdiff.quant._adapters import facilitated_gate, gaussian_teleport, stack_adapters, wiener_denoise
+from fastdiff.quant._calibration import (
+    Collector,
+    EmaRange,
+    RangeTable,
+    affine_parameters,
+    fold_scale,
+    migrate,
+    sample_timesteps,
+    smoothquant_scales,
+)
 from fastdiff.quant._epilogue import LowRank
 from fastdiff.quant._packing import PackedWeight, pack_weight
 from fastdiff.quant.dequantize import dequantize
 from fastdiff.quant.fake_quant import fake_quant
 from fastdiff.quant.int8_linear import int8_linear
 from fastdiff.quant.lowrank_apply import lowrank_apply
+from fastdiff.quant.lp_range_search import lp_range_search
 from fastdiff.quant.quantize_per_token import quantize_per_token
 from fastdiff.quant.quantize_static import quantize_static
 
 __all__ = [
+    "Collector",
+    "EmaRange",
     "LowRank",
     "PackedWeight",
+    "RangeTable",
+    "affine_parameters",
     "dequantize",
     "facilitated_gate",
     "fake_quant",
+    "fold_scale",
     "gaussian_teleport",
     "int8_linear",
     "lowrank_apply",
+    "lp_range_search",
+    "migrate",
     "pack_weight",
     "quantize_per_token",
     "quantize_static",
+    "sample_timesteps",
+    "smoothquant_scales",
     "stack_adapters",
     "wiener_denoise",
 ]
