@@ -74,5 +74,5 @@ def run_simt(op: Op, case: Case) -> tuple[Tensor, ...]:
 
 def _poisoned(like: Tensor) -> Tensor:
     x = torch.empty_like(like, memory_format=torch.contiguous_format)
-    x.view(torch.uint8).fill_(0xA5) if x.dim() else x.fill_(float("nan"))
+    x.reshape(-1).view(torch.uint8).fill_(0xA5)  # a tensor without dimensions has no other view in bytes
     return x

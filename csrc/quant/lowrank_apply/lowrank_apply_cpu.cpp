@@ -7,8 +7,8 @@
 // chunks of K, and after that the columns of y, and each reads its part of a factor once.
 #include <algorithm>
 
-#include "core/runs.h"
 #include "quant/lowrank_apply/lowrank_apply_math.h"
+#include "quant/rows_cpu.h"
 
 namespace fastdiff::lowrank_apply {
 namespace {
@@ -141,17 +141,6 @@ Panel<T> panel_of(const Factor& f, int64_t first, int steps, int64_t column, int
 
 // ---- rows ------------------------------------------------------------------------------------------
 
-template <class T>
-void store_run(void* data, DType dtype, int64_t at, int64_t stride, int count, const T* y) {
-  int n = 0;
-  if (stride == 1 && (dtype == DType::f64) == (sizeof(T) == 8))
-    with_storage<T>(dtype, [&]<class S>(S) {
-      using L = Lanes<T>;
-      for (; n + L::width <= count; n += L::width) L::store(static_cast<S*>(data) + at + n, L::load(y + n));
-    });
-  for (; n < count; ++n) store_as(data, dtype, at + n * stride, y[n]);
-}
-
 // A thread's part of the work, and its memory.
 template <class T>
 class Worker {
@@ -247,7 +236,7 @@ class Worker {
       load(p_.x, x_at_[n], column, columns);
       for (int i = 0; i < columns; ++i) y[i] = fma_(a_[n], other_[i], y[i]);
     }
-    store_run(p_.y.at.data, p_.y.at.dtype, y_at_[n] + column * p_.y.column, p_.y.column, columns, y);
+    quant::store_run(p_.y.at.data, p_.y.at.dtype, y_at_[n] + column * p_.y.column, p_.y.column, columns, y);
   }
 
   void load(const Rows& rows, int64_t at, int64_t column, int columns) {

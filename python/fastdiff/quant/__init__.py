@@ -14,6 +14,7 @@ from fastdiff.quant._calibration import (
 )
 from fastdiff.quant._epilogue import LowRank
 from fastdiff.quant._packing import PackedWeight, pack_weight
+from fastdiff.quant._sparse import load_sparse_delta, sara_state, sparse_checksum, sparse_take
 from fastdiff.quant.dequantize import dequantize
 from fastdiff.quant.fake_quant import fake_quant
 from fastdiff.quant.int8_linear import int8_linear
@@ -21,6 +22,7 @@ from fastdiff.quant.lowrank_apply import lowrank_apply
 from fastdiff.quant.lp_range_search import lp_range_search
 from fastdiff.quant.quantize_per_token import quantize_per_token
 from fastdiff.quant.quantize_static import quantize_static
+from fastdiff.quant.sparse_fill import sparse_fill
 
 __all__ = [
     "Collector",
@@ -35,6 +37,7 @@ __all__ = [
     "fold_scale",
     "gaussian_teleport",
     "int8_linear",
+    "load_sparse_delta",
     "lowrank_apply",
     "lp_range_search",
     "migrate",
@@ -42,7 +45,11 @@ __all__ = [
     "quantize_per_token",
     "quantize_static",
     "sample_timesteps",
+    "sara_state",
     "smoothquant_scales",
+    "sparse_checksum",
+    "sparse_fill",
+    "sparse_take",
     "stack_adapters",
     "wiener_denoise",
 ]
