@@ -105,7 +105,7 @@ RULES = [
         r"\b_mm\d*_\w+|\b_tile_\w+|\bv(ld|st)\dq?_\w+|<(immintrin|arm_neon)\.h>",
         "auto v = _mm256_loadu_ps(p);",
         ("csrc",),
-        (r"csrc/core/(lanes(_avx2|_avx512|_int8)?|tiles_amx)\.h",),
+        (r"csrc/core/(lanes(_avx2|_avx512|_int8)?|dots|nibbles|tiles_amx)\.h",),
     ),
     Rule(
         "PTX stays in one header",
@@ -119,7 +119,7 @@ RULES = [
         r"\brefuse\(|\bRefusal\(|STD_TORCH_CHECK",
         'refuse(argument, " must be float32");',
         ("csrc",),
-        (r".*_desk\.cpp", r".*_op\.cpp", r"csrc/core/(view|host|python)\.h", r"csrc/core/space\.cpp"),
+        (r".*_desk\.cpp", r".*_op\.(cpp|h)", r"csrc/core/(view|host|python)\.h", r"csrc/core/space\.cpp"),
     ),
     Rule(
         "torch operators are named by their own file",
