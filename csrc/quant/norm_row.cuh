@@ -12,6 +12,7 @@ namespace {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kRowThreads = 128, kRowWarps = kRowThreads / kWarp;
+inline constexpr int kRowBlocks = 4;  // of a multiprocessor: 128 registers a thread
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 static_assert(kSumLanes == kWarp * kQuad, "a warp's turn is one element for each lane of a sum");
 
@@ -134,6 +135,7 @@ class WarpRow {
 
   __device__ __forceinline__ void change(int64_t first, int count, float (&y)[kQuad]) const {
     if (rows_.is_plain()) return;
+    const Changes changes = changes_of(rows_);
     float weight[kQuad], bias[kQuad], scale[kQuad], shift[kQuad];
     const auto load = [&](const RowTensor& t, bool quads, int64_t at, float (&v)[kQuad]) {
       if (t.data != nullptr) load_four(t, quads, at, first, count, v);
@@ -146,8 +148,8 @@ class WarpRow {
     for (int j = 0; j < kQuad; ++j)
       if (j < count)
         y[j] = modulated<float>(
-            rows_, statistics_, y[j], [&] { return weight[j]; }, [&] { return bias[j]; },
-            [&] { return scale[j]; }, [&] { return shift[j]; });
+            changes, statistics_.mean, statistics_.rstd, y[j], [&] { return weight[j]; },
+            [&] { return bias[j]; }, [&] { return scale[j]; }, [&] { return shift[j]; });
   }
 
   const Rows& rows_;

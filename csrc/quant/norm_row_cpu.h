@@ -33,33 +33,75 @@ class WidenedRow {
   alignas(64) float block_[kRowBlock];
 };
 
-// lane[e % kSumLanes] = term(lane[e % kSumLanes], x[e]) for all e.
-template <class Term>
-void add_to_lanes(const float* x, int64_t count, float (&lane)[kSumLanes], const Term& term) {
+// The lanes of a sum over a row, which come in blocks of a multiple of kSumLanes, but for the last.
+class LaneSums {
   using L = Lanes<float>;
   using V = L::V;
-  constexpr int kRegisters = 8, kSpan = kRegisters * L::width;
-  const int64_t whole = count / kSumLanes * kSumLanes;
-  for (int base = 0; base < kSumLanes && whole > 0; base += kSpan) {
-    V sum[kRegisters];
-    for (int r = 0; r < kRegisters; ++r) sum[r] = L::load(lane + base + r * L::width);
-    for (int64_t e = base; e < whole; e += kSumLanes)
-#pragma GCC unroll 8
-      for (int r = 0; r < kRegisters; ++r) sum[r] = term(sum[r], L::load(x + e + r * L::width));
-    for (int r = 0; r < kRegisters; ++r) L::store(lane + base + r * L::width, sum[r]);
-  }
-  float* l = lane;
-  int64_t e = whole;
-  for (; e + L::width <= count; e += L::width, l += L::width) L::store(l, term(L::load(l), L::load(x + e)));
-  for (; e < count; ++e, ++l) *l = term(*l, x[e]);
-}
 
-inline float total_of_lanes(float (&lane)[kSumLanes]) {
+ public:
+  LaneSums() {
+    for (int l = 0; l < kSumLanes; l += L::width) L::store(lane_ + l, splat<V>(0.0f));
+  }
+
+  // lane[e % kSumLanes] = term(lane[e % kSumLanes], x[e]) for all e.
+  template <class Term>
+  void add_terms(const float* x, int64_t count, const Term& term) {
+    constexpr int kTogether = 8, kSpan = kTogether * L::width;
+    const int64_t whole = count / kSumLanes * kSumLanes;
+    for (int base = 0; base < kSumLanes && whole > 0; base += kSpan) {
+      V sum[kTogether];
+      for (int r = 0; r < kTogether; ++r) sum[r] = L::load(lane_ + base + r * L::width);
+      for (int64_t e = base; e < whole; e += kSumLanes)
+#pragma GCC unroll 8
+        for (int r = 0; r < kTogether; ++r) sum[r] = term(sum[r], L::load(x + e + r * L::width));
+      for (int r = 0; r < kTogether; ++r) L::store(lane_ + base + r * L::width, sum[r]);
+    }
+    float* l = lane_;
+    int64_t e = whole;
+    for (; e + L::width <= count; e += L::width, l += L::width) L::store(l, term(L::load(l), L::load(x + e)));
+    for (; e < count; ++e, ++l) *l = term(*l, x[e]);
+  }
+
+  float total() {
+    V sum[kRegisters];
+    for (int r = 0; r < kRegisters; ++r) sum[r] = L::load(lane_ + r * L::width);
+#pragma GCC unroll 8
+    for (int half = kRegisters / 2; half > 0; half /= 2)
+      for (int r = 0; r < half; ++r) sum[r] = add(sum[r], sum[r + half]);
+    return L::total(sum[0]);
+  }
+
+ private:
+  static constexpr int kRegisters = kSumLanes / L::width;
+  alignas(64) float lane_[kSumLanes];
+};
+
+// The largest word of magnitudes (see rounding.h).
+inline uint32_t largest_magnitude(const float* x, int64_t count) {
   using L = Lanes<float>;
-  for (int half = kSumLanes / 2; half >= L::width; half /= 2)
-    for (int l = 0; l < half; l += L::width)
-      L::store(lane + l, add(L::load(lane + l), L::load(lane + l + half)));
-  return L::total(L::load(lane));
+  using U = L::U;
+  constexpr int kTogether = 4;
+  U most[kTogether];
+  for (U& m : most) m = splat<U>(uint32_t{0});
+  int64_t e = 0;
+  for (; e + kTogether * L::width <= count; e += kTogether * L::width)
+#pragma GCC unroll 4
+    for (int r = 0; r < kTogether; ++r)
+      most[r] = larger(most[r], magnitude_of(L::load(x + e + r * L::width)));
+  for (; e + L::width <= count; e += L::width) most[0] = larger(most[0], magnitude_of(L::load(x + e)));
+  uint32_t one = largest(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+  for (; e < count; ++e) one = larger(one, magnitude_of(x[e]));
+  return one;
+}
+// Of 16-bit floats, whose own words have the same order. A loop that compilers vectorise.
+template <class S>
+uint32_t largest_magnitude(const S* x, int64_t count) {
+  uint16_t most = 0;
+  for (int64_t e = 0; e < count; ++e) {
+    const auto magnitude = static_cast<uint16_t>(x[e].bits & 0x7fffu);
+    most = magnitude > most ? magnitude : most;
+  }
+  return magnitude_of(widen(S{most}));
 }
 
 class RowReader {
@@ -92,6 +134,15 @@ class RowReader {
     return rows_.x.column == 1 || columns_ == 1 ? static_cast<const S*>(rows_.x.data) + x_at_ : nullptr;
   }
 
+  // The largest word of the row's magnitudes.
+  uint32_t magnitude() {
+    uint32_t most = 0;
+    each_block([&](const float* y, int64_t, int64_t count) {
+      most = larger(most, y == y_ ? magnitude_ : largest_magnitude(y, count));
+    });
+    return most;
+  }
+
   // body(y, first, count) for every block of the row.
   template <class Body>
   void each_block(const Body& body) {
@@ -104,12 +155,12 @@ class RowReader {
  private:
   template <class Term>
   float sum(const Term& term) {
-    alignas(64) float lane[kSumLanes] = {};
+    LaneSums sums;
     for (int64_t first = 0; first < columns_; first += kRowBlock) {
       const int64_t count = std::min(kRowBlock, columns_ - first);
-      add_to_lanes(x_.block(rows_.x, x_at_, first, count), count, lane, term);
+      sums.add_terms(x_.block(rows_.x, x_at_, first, count), count, term);
     }
-    return total_of_lanes(lane);
+    return sums.total();
   }
 
   const float* block(int64_t first, int64_t count) {
@@ -124,17 +175,26 @@ class RowReader {
     const float* const b = other(bias_, rows_.bias, 0);
     const float* const m = other(scale_, rows_.scale_by, scale_at_);
     const float* const t = other(shift_, rows_.shift, shift_at_);
+    using U = L::U;
+    const Changes changes = changes_of(rows_);
+    const Statistics s = statistics_;
+    const V mean = splat<V>(s.mean), rstd = splat<V>(s.rstd);
+    U most = splat<U>(uint32_t{0});
     int64_t e = 0;
     for (; e + L::width <= count; e += L::width) {
-      L::store(y_ + e, modulated<V>(
-                           rows_, statistics_, L::load(x + e), [&] { return L::load(w + e); },
-                           [&] { return L::load(b + e); }, [&] { return L::load(m + e); },
-                           [&] { return L::load(t + e); }));
+      const V y = modulated<V>(
+          changes, mean, rstd, L::load(x + e), [&] { return L::load(w + e); }, [&] { return L::load(b + e); },
+          [&] { return L::load(m + e); }, [&] { return L::load(t + e); });
+      most = larger(most, magnitude_of(y));
+      L::store(y_ + e, y);
     }
-    for (; e < count; ++e)
+    magnitude_ = largest(most);
+    for (; e < count; ++e) {
       y_[e] = modulated<float>(
-          rows_, statistics_, x[e], [&] { return w[e]; }, [&] { return b[e]; }, [&] { return m[e]; },
+          changes, s.mean, s.rstd, x[e], [&] { return w[e]; }, [&] { return b[e]; }, [&] { return m[e]; },
           [&] { return t[e]; });
+      magnitude_ = larger(magnitude_, magnitude_of(y_[e]));
+    }
     return y_;
   }
 
@@ -142,31 +202,13 @@ class RowReader {
   const int64_t columns_;
   int64_t x_at_ = 0, scale_at_ = 0, shift_at_ = 0;
   Statistics statistics_;
-  bool made_ = false;  // y_ is the row, if it is one block
+  bool made_ = false;       // y_ is the row, if it is one block
+  uint32_t magnitude_ = 0;  // the largest word of y_
   WidenedRow x_, weight_, bias_, scale_, shift_;
   alignas(64) float y_[kRowBlock];
 };
 
 // ---- int8 ------------------------------------------------------------------------------------------
-
-// The largest word of magnitudes (see rounding.h).
-template <class S>
-uint32_t largest_magnitude(const S* x, int64_t count) {
-  using L = Lanes<float>;
-  using U = L::U;
-  constexpr int kRegisters = 4;
-  U most[kRegisters];
-  for (U& m : most) m = splat<U>(uint32_t{0});
-  int64_t e = 0;
-  for (; e + kRegisters * L::width <= count; e += kRegisters * L::width)
-#pragma GCC unroll 4
-    for (int r = 0; r < kRegisters; ++r)
-      most[r] = larger(most[r], magnitude_of(L::load(x + e + r * L::width)));
-  for (; e + L::width <= count; e += L::width) most[0] = larger(most[0], magnitude_of(L::load(x + e)));
-  uint32_t one = largest(larger(larger(most[0], most[1]), larger(most[2], most[3])));
-  for (; e < count; ++e) one = larger(one, magnitude_of(widened<float>(x[e])));
-  return one;
-}
 
 // q[e * stride] = element(x[e]), rounded, whole registers first.
 template <class S, class Element>
@@ -200,11 +242,7 @@ inline float quantise_row(RowReader& reader, int64_t row, int8_t* q, int64_t str
     });
     return scale;
   }
-  uint32_t magnitude = 0;
-  reader.each_block([&](const float* y, int64_t, int64_t count) {
-    magnitude = larger(magnitude, largest_magnitude(y, count));
-  });
-  const RowScale s = scale_of(magnitude);
+  const RowScale s = scale_of(reader.magnitude());
   if (s.is_number) {
     reader.each_block([&](const float* y, int64_t first, int64_t count) { quantise(y, first, count, s); });
   } else {

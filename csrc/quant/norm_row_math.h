@@ -23,16 +23,26 @@ FASTDIFF_HD V square_of_difference(V x, V mean, V sum) {
   return fma_(e, e, sum);
 }
 
+// What happens to a row. A value of its own: loops that store floats would read Rows again for each of them.
+struct Changes {
+  bool norm, weight, bias, scale_by, shift;
+};
+
+FASTDIFF_HD Changes changes_of(const Rows& rows) {
+  return {rows.norm != Norm::none, rows.weight.data != nullptr, rows.bias.data != nullptr,
+          rows.scale_by.data != nullptr, rows.shift.data != nullptr};
+}
+
 // y of x. The last four arguments give an element, or lanes, of a tensor, and are called only where it is
 // there.
 template <class V, class Weight, class Bias, class Scale, class Shift>
-FASTDIFF_HD V modulated(const Rows& rows, const Statistics& s, V x, const Weight& weight, const Bias& bias,
+FASTDIFF_HD V modulated(const Changes& c, V mean, V rstd, V x, const Weight& weight, const Bias& bias,
                         const Scale& scale_by, const Shift& shift) {
-  if (rows.norm != Norm::none) x = mul(sub(x, splat<V>(s.mean)), splat<V>(s.rstd));
-  if (rows.weight.data != nullptr) x = mul(x, weight());
-  if (rows.bias.data != nullptr) x = add(x, bias());
-  if (rows.scale_by.data != nullptr) x = fma_(x, scale_by(), x);
-  if (rows.shift.data != nullptr) x = add(x, shift());
+  if (c.norm) x = mul(sub(x, mean), rstd);
+  if (c.weight) x = mul(x, weight());
+  if (c.bias) x = add(x, bias());
+  if (c.scale_by) x = fma_(x, scale_by(), x);
+  if (c.shift) x = add(x, shift());
   return x;
 }
 

@@ -10,7 +10,8 @@ namespace {
 using namespace quant;
 
 template <int kTurns>
-__global__ void __launch_bounds__(kRowThreads) quantise_rows(const Params p, const RowQuads quads) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks)
+    quantise_rows(const Params p, const RowQuads quads) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
   if (row >= p.rows.rows) return;  // the whole warp
   const Affine& a = p.elements.affine;
