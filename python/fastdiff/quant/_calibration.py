@@ -131,9 +131,8 @@ def migrate(before: nn.Module, linears: nn.Linear | Iterable[nn.Linear], scales:
     ``before`` has a weight and perhaps a bias whose first dimension is K: a norm, or a linear layer with nothing
     non-linear behind it. All layers that read its output must be in ``linears``.
     """
-    for t in (before.weight, before.bias):
-        if t is not None:
-            t.div_(scales.to(t.dtype).view(-1, *(1,) * (t.dim() - 1)))
+    for t in before.parameters(recurse=False):
+        t.div_(scales.to(t.dtype).view(-1, *(1,) * (t.dim() - 1)))
     for linear in [linears] if isinstance(linears, nn.Linear) else linears:
         linear.weight.mul_(scales.to(linear.weight.dtype))
 
