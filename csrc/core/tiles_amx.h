@@ -94,52 +94,73 @@ void tile_products(const bfloat16_t* a, int64_t a_row, const BfloatPair* b, int6
   std::atomic_signal_fence(std::memory_order_seq_cst);
 }
 
-// ---- products of bytes ------------------------------------------------------------------------------
+// ---- whole tiles one after another ------------------------------------------------------------------
 
-template <bool kTwoRows, bool kTwoColumns>
-[[gnu::always_inline]] inline void byte_product(const uint8_t* a, const uint8_t* a_next, const int8_t* b,
-                                                const int8_t* b_next, int64_t steps, int32_t* c,
-                                                int64_t c_row) {
+// The instruction that multiplies tiles of these elements.
+template <class Element>
+inline constexpr bool kIsBytes = sizeof(Element) == 1;
+
+template <class Element, bool kKept, bool kTwoRows, bool kTwoColumns>
+[[gnu::always_inline]] inline void whole_product(const char* a, const char* a_next, const char* b,
+                                                 const char* b_next, int64_t steps, void* sums,
+                                                 int64_t c_row) {
   constexpr int64_t kBytes = 1024, kRow = 64;
   const int64_t c_bytes = 4 * c_row;
-  _tile_zero(0);
-  if constexpr (kTwoColumns) _tile_zero(1);
-  if constexpr (kTwoRows) _tile_zero(2);
-  if constexpr (kTwoRows && kTwoColumns) _tile_zero(3);
+  char *const c = static_cast<char*>(sums), *const next = c + kTile * c_bytes;
+  if constexpr (kKept) {
+    _tile_loadd(0, c, c_bytes);
+    if constexpr (kTwoColumns) _tile_loadd(1, c + kRow, c_bytes);
+    if constexpr (kTwoRows) _tile_loadd(2, next, c_bytes);
+    if constexpr (kTwoRows && kTwoColumns) _tile_loadd(3, next + kRow, c_bytes);
+  } else {
+    _tile_zero(0);
+    if constexpr (kTwoColumns) _tile_zero(1);
+    if constexpr (kTwoRows) _tile_zero(2);
+    if constexpr (kTwoRows && kTwoColumns) _tile_zero(3);
+  }
   for (int64_t s = 0; s < steps; ++s) {
     _tile_loadd(4, a + s * kBytes, kRow);
     _tile_loadd(6, b + s * kBytes, kRow);
-    _tile_dpbssd(0, 4, 6);
-    if constexpr (kTwoColumns) {
-      _tile_loadd(7, b_next + s * kBytes, kRow);
-      _tile_dpbssd(1, 4, 7);
+    if constexpr (kTwoColumns) _tile_loadd(7, b_next + s * kBytes, kRow);
+    if constexpr (kTwoRows) _tile_loadd(5, a_next + s * kBytes, kRow);
+    if constexpr (kIsBytes<Element>) {
+      _tile_dpbssd(0, 4, 6);
+      if constexpr (kTwoColumns) _tile_dpbssd(1, 4, 7);
+      if constexpr (kTwoRows) _tile_dpbssd(2, 5, 6);
+      if constexpr (kTwoRows && kTwoColumns) _tile_dpbssd(3, 5, 7);
+    } else {
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (kTwoColumns) _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kTwoRows) _tile_dpbf16ps(2, 5, 6);
+      if constexpr (kTwoRows && kTwoColumns) _tile_dpbf16ps(3, 5, 7);
     }
-    if constexpr (kTwoRows) {
-      _tile_loadd(5, a_next + s * kBytes, kRow);
-      _tile_dpbssd(2, 5, 6);
-    }
-    if constexpr (kTwoRows && kTwoColumns) _tile_dpbssd(3, 5, 7);
   }
   _tile_stored(0, c, c_bytes);
-  if constexpr (kTwoColumns) _tile_stored(1, c + kTile, c_bytes);
-  if constexpr (kTwoRows) _tile_stored(2, c + kTile * c_row, c_bytes);
-  if constexpr (kTwoRows && kTwoColumns) _tile_stored(3, c + kTile * c_row + kTile, c_bytes);
+  if constexpr (kTwoColumns) _tile_stored(1, c + kRow, c_bytes);
+  if constexpr (kTwoRows) _tile_stored(2, next, c_bytes);
+  if constexpr (kTwoRows && kTwoColumns) _tile_stored(3, next + kRow, c_bytes);
 }
 
-// C [16 or 32][16 or 32] = A B of signed bytes, in whole tiles one after another: A [steps][16][64] and
-// another 16 rows, or null; B [steps][16][16][4] and another 16 columns, or null.
-inline void byte_products(const uint8_t* a, const uint8_t* a_next, const int8_t* b, const int8_t* b_next,
-                          int64_t steps, int32_t* c, int64_t c_row) {
+// C [16 or 32][16 or 32] (+)= A B of signed bytes or bfloat16, in whole tiles one after another: A
+// [steps][16][64 bytes] and another 16 rows, or null; B [steps][16][16][4 bytes] and another 16 columns, or
+// null. C is int32 or float.
+template <class Element, bool kKept = false>
+void whole_products(const void* rows, const void* next_rows, const void* columns, const void* next_columns,
+                    int64_t steps, void* c, int64_t c_row) {
+  const auto* const a = static_cast<const char*>(rows);
+  const auto* const a_next = static_cast<const char*>(next_rows);
+  const auto* const b = static_cast<const char*>(columns);
+  const auto* const b_next = static_cast<const char*>(next_columns);
   // The compiler does not know what memory tile instructions read and write.
   std::atomic_signal_fence(std::memory_order_seq_cst);
   if (a_next != nullptr && b_next != nullptr) {
-    byte_product<true, true>(a, a_next, b, b_next, steps, c, c_row);
+    whole_product<Element, kKept, true, true>(a, a_next, b, b_next, steps, c, c_row);
   } else if (a_next != nullptr) {
-    byte_product<true, false>(a, a_next, b, b_next, steps, c, c_row);
+    whole_product<Element, kKept, true, false>(a, a_next, b, b_next, steps, c, c_row);
   } else if (b_next != nullptr) {
-    byte_product<false, true>(a, a_next, b, b_next, steps, c, c_row);
+    whole_product<Element, kKept, false, true>(a, a_next, b, b_next, steps, c, c_row);
   } else {
-    byte_product<false, false>(a, a_next, b, b_next, steps, c, c_row);
+    whole_product<Element, kKept, false, false>(a, a_next, b, b_next, steps, c, c_row);
   }
   std::atomic_signal_fence(std::memory_order_seq_cst);
 }

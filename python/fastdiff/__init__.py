@@ -38,11 +38,14 @@ from fastdiff.guidance import channel_affine, guidance_coefficients, guidance_st
 from fastdiff.quant import (
     LowRank,
     PackedWeight,
+    bf16_linear,
     dequantize,
     facilitated_gate,
     fake_quant,
     gaussian_teleport,
+    int4_linear,
     int8_linear,
+    int8_weight_linear,
     load_sparse_delta,
     lowrank_apply,
     lp_range_search,
@@ -52,6 +55,7 @@ from fastdiff.quant import (
     sara_state,
     sparse_fill,
     stack_adapters,
+    weight_linear,
     wiener_denoise,
 )
 from fastdiff.solver import dynamic_threshold, linear_step, scaled_error_norm
@@ -87,6 +91,7 @@ __all__ = [
     "attention",
     "attention_map_energy",
     "attention_map_energy_gradient",
+    "bf16_linear",
     "block_means",
     "block_sparse_attention",
     "block_sparse_attention_backward",
@@ -106,7 +111,9 @@ __all__ = [
     "haar_patch",
     "haar_unpatch",
     "idwt",
+    "int4_linear",
     "int8_linear",
+    "int8_weight_linear",
     "isa",
     "laplacian_merge",
     "laplacian_split",
@@ -142,6 +149,7 @@ __all__ = [
     "wavedec",
     "wavelet",
     "waverec",
+    "weight_linear",
     "wiener_denoise",
     "window_blend",
 ]

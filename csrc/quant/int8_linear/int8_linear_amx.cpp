@@ -21,7 +21,7 @@ class MatrixTiles {
                        int64_t pieces, int32_t* sums) {
     const uint8_t* const next = rows > kTile ? q + pieces * kGroupRows * kPiece : nullptr;
     const int8_t* const second = panels > 1 ? panel + panel_bytes : nullptr;
-    byte_products(q, next, panel, second, pieces, sums, kSumsRow);
+    whole_products<int8_t>(q, next, panel, second, pieces, sums, kSumsRow);
   }
 };
 

@@ -13,6 +13,7 @@ from fastdiff.quant._calibration import (
     smoothquant_scales,
 )
 from fastdiff.quant._epilogue import LowRank
+from fastdiff.quant._named import bf16_linear, int4_linear, int8_weight_linear
 from fastdiff.quant._packing import PackedWeight, pack_weight
 from fastdiff.quant._sparse import load_sparse_delta, sara_state, sparse_checksum, sparse_take
 from fastdiff.quant.dequantize import dequantize
@@ -23,6 +24,7 @@ from fastdiff.quant.lp_range_search import lp_range_search
 from fastdiff.quant.quantize_per_token import quantize_per_token
 from fastdiff.quant.quantize_static import quantize_static
 from fastdiff.quant.sparse_fill import sparse_fill
+from fastdiff.quant.weight_linear import weight_linear
 
 __all__ = [
     "Collector",
@@ -31,12 +33,15 @@ __all__ = [
     "PackedWeight",
     "RangeTable",
     "affine_parameters",
+    "bf16_linear",
     "dequantize",
     "facilitated_gate",
     "fake_quant",
     "fold_scale",
     "gaussian_teleport",
+    "int4_linear",
     "int8_linear",
+    "int8_weight_linear",
     "load_sparse_delta",
     "lowrank_apply",
     "lp_range_search",
@@ -51,5 +56,6 @@ __all__ = [
     "sparse_fill",
     "sparse_take",
     "stack_adapters",
+    "weight_linear",
     "wiener_denoise",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 PANEL: Final = 16
 PIECE: Final = 64
 VERSION: Final = 1
-SCHEMES: Final = ("int8",)
+SCHEMES: Final = ("int8", "int4", "bf16")
 """In the order of the numbers that a saved weight has."""
 
 
@@ -28,7 +28,7 @@ class PackedWeight:
         gated: panels of the two halves of the rows alternate.
         group: elements along K that share a scale; 0: all of them.
         weight: ``[slots / 16, …]``, the panels: docs/quant.md has the layout of each scheme.
-        scale: float32 ``[slots]``, or ``[K / group, slots]``.
+        scale: float32 ``[slots]``, or ``[ceil(K / group), slots]``; without elements where nothing is scaled.
         zero_point: int32 or float32 of the shape of scale, or None: all 0.
         column_sum: int32 ``[slots]``, the sums of the stored integers along K; None where no zero point can ask for it.
 
@@ -108,28 +108,34 @@ def pack_weight(
     zero_point: Tensor | None = None,
     symmetric: bool = True,
     gated: bool = False,
+    group: int | None = None,
 ) -> PackedWeight:
     r"""Quantise a weight and lay it out for the kernels, once.
 
     Args:
         w: ``[N, K]`` floating, or a convolution's ``[N, C, *kernel]``, which becomes ``[N, *kernel, C]`` with
-            K = C · kernel elements; or, with ``scale``, integers that are quantised already, within −127 and 127.
+            K = C · kernel elements; or, with ``scale``, integers that are quantised already, within −127 and 127,
+            or −8 and 7 for ``"int4"``.
         scheme: ``"int8"``: integers with a scale for each row, for :func:`int8_linear`, :func:`int8_weight_linear`,
-            :func:`int8_conv2d`.
-        scale: ``[N]``, of integers in w.
-        zero_point: ``[N]``, of integers in w: they stand for scale · (w − zero_point).
-        symmetric: False: a zero point for each row, so that its range need not be symmetric around 0.
+            :func:`int8_conv2d`. ``"int4"``: integers of four bits with a scale for each row and each group along K, for
+            :func:`int4_linear`. ``"bf16"``: bfloat16, for :func:`bf16_linear`.
+        scale: ``[N]``, or ``[N, ceil(K / group)]``, of integers in w.
+        zero_point: of the shape of scale, of integers in w: they stand for scale · (w − zero_point). Of ``"int4"`` it
+            may be a fraction.
+        symmetric: False: a zero point for each scale, so that the range need not be symmetric around 0.
         gated: the layer's result is its first half times an activation of its second half (GEGLU, SwiGLU).
+        group: 32, 64 (the default) or 128 elements along K that share a scale; ``"int4"`` only.
 
     Returns:
         the packed weight, on the device of w.
 
     Symmetric: scale = max|w| / 127. Else scale = (max(w, 0) − min(w, 0)) / 254 and the zero point is
     round(−127 − min(w, 0) / scale). Rounding is to nearest even. −128 is not used, which the dot products of CPUs
-    without VNNI need.
+    without VNNI need. With four bits the scales are max|w| / 7 and (max(w, 0) − min(w, 0)) / 15 with the zero point
+    round(−8 − min(w, 0) / scale).
 
     Raises:
-        ValueError: an unknown scheme, a wrong shape or dtype, integers outside of −127 … 127, an odd N when gated.
+        ValueError: an unknown scheme, a wrong shape, dtype or group, integers out of range, an odd N when gated.
     """
     from fastdiff.quant._formats import FORMATS
 
@@ -143,9 +149,14 @@ def pack_weight(
         raise ValueError(
             f"fastdiff.pack_weight: a gated layer must have an even number of rows, got {w.shape[0]}"
         )
+    form = FORMATS[scheme]
+    if group not in (None, *form.groups):
+        allowed = ", ".join(map(str, form.groups)) or "left out"
+        raise ValueError(f"fastdiff.pack_weight: group must be {allowed} for {scheme}, got {group}")
     if w.dim() > 2:
         w = w.movedim(1, -1).flatten(1)
-    return FORMATS[scheme].pack(w.detach(), scale, zero_point, symmetric, gated)
+    sizes = {"group": group or form.groups[0]} if form.groups else {}
+    return form.pack(w.detach(), scale, zero_point, symmetric, gated, **sizes)
 
 
 # ---- panels ----------------------------------------------------------------------------------------------------

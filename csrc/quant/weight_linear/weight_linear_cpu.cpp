@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+// weight_linear in float32: decoded in registers for few rows, else a block of a pair of panels at a time.
+#include "quant/weight_linear/weight_linear_rows.h"
+
+namespace fastdiff::weight_linear {
+namespace {
+
+using V = FloatLanes;
+
+constexpr int kWide = Floats::width;
+constexpr int kRegisters = kPanel / kWide;  // of a panel
+
+// Sums, a row of weights and a broadcast fill the 16 or 32 registers that there are.
+constexpr int kMostRows = kWide == 16 ? 12 : kWide == 8 ? 6 : 1;
+constexpr int kPanelsAtOnce = kWide == 16 ? 2 : 1;
+
+// ---- few rows: every weight is decoded once, in registers ------------------------------------------
+
+constexpr int kFewRows = kWide == 16 ? 8 : kWide == 8 ? 4 : 1;
+
+// Pairs, for gated layers; with one row chains of sums of four panels hide how long an addition takes.
+template <int kRows>
+constexpr int kPanelsOfFew = kRows == 1 && kWide > 1 ? 4 : kPair;
+
+template <Scheme kScheme, bool kHasZero>
+class Few {
+ public:
+  explicit Few(const Params& p) : p_(p), pair_(p.epilogue), single_(p.epilogue) {}
+
+  // Row m and the next, up to kRows of them that are there, at the panels [begin, end).
+  template <int kRows>
+  void run(int64_t begin, int64_t end) {
+    some<kRows, kPanelsOfFew<kRows>>(begin, end);
+  }
+
+ private:
+  template <int kRows, int kPanels>
+  void some(int64_t begin, int64_t end) {
+    for (; begin + kPanels <= end; begin += kPanels) product<kRows, kPanels>(begin);
+    if constexpr (kPanels > 1) some<kRows, kPanels / 2>(begin, end);
+  }
+
+  template <int kRows, int kPanels>
+  void product(int64_t panel) {
+    constexpr int kColumns = kPanels * kRegisters;
+    Columns<kScheme, kHasZero> columns[kColumns];
+    for (int c = 0; c < kColumns; ++c) columns[c] = {p_, panel * kPanel + c * kWide};
+    const int64_t rows = p_.epilogue.rows, inner = p_.padded_inner();
+    for (int64_t block = 0; block < p_.block_count(); ++block) {
+      const float* x[kRows];  // the last row again where there are fewer
+      for (int r = 0; r < kRows; ++r)
+        x[r] = p_.block_of(block, std::min<int64_t>(r, rows - 1)) - block * kBlock;
+      V sum[kRows][kColumns];
+      for (auto& row : sum)
+        for (auto& s : row) s = splat<V>(0.0f);
+      each_group<kScheme>(
+          p_, block * kBlock, std::min<int64_t>((block + 1) * kBlock, inner),
+          [&](int64_t group) {
+            for (auto& column : columns) column.begin_group(group);
+          },
+          [&](int64_t first, int64_t last) {
+            for (int64_t eight = first; eight < last; ++eight)
+#pragma GCC unroll 16
+              for (int c = 0; c < kColumns; ++c)
+                columns[c].eight(eight, [&](int k, V w) {
+#pragma GCC unroll 8
+                  for (int r = 0; r < kRows; ++r)
+                    sum[r][c] = fma_(splat<V>(x[r][eight * kEight + k]), w, sum[r][c]);
+                });
+          });
+      for (int r = 0; r < kRows; ++r)
+        for (int c = 0; c < kColumns; ++c) {
+          float* const total = sums_[r] + c * kWide;
+          Floats::store(total, block == 0 ? sum[r][c] : add(Floats::load(total), sum[r][c]));
+        }
+    }
+    for (int64_t m = 0; m < std::min<int64_t>(kRows, rows); ++m)
+      for (int n = 0; n < kPanels; n += kPair)
+        if constexpr (kPanels == 1) {
+          single_(m, panel * kPanel, sums_[m]);
+        } else {
+          pair_(m, (panel + n) * kPanel, sums_[m] + n * kPanel);
+        }
+  }
+
+  const Params& p_;
+  Finish<kPair> pair_;
+  Finish<1> single_;
+  alignas(64) float sums_[kFewRows][4 * kPanel];
+};
+
+// ---- more rows --------------------------------------------------------------------------------------
+
+template <Scheme kScheme, bool kHasZero>
+class Many {
+ public:
+  static constexpr int64_t kRowsOfBlock = 240;  // a multiple of kMostRows
+
+  explicit Many(const Params& p) : p_(p) {}
+
+  void add_block(int64_t first, int64_t rows, int64_t panel, int panels, int64_t k, float* sums) {
+    const int64_t depth = std::min<int64_t>(kBlock, p_.padded_inner() - k);
+    for (int n = 0; n < panels; ++n) decode(panel + n, k, k + depth, weights_[n]);
+    const float* const x = p_.block_of(k / kBlock, first);
+    for (int n = 0; n < panels; n += kPanelsAtOnce) {
+      if (panels - n >= kPanelsAtOnce) {
+        multiply<kPanelsAtOnce>(x, rows, weights_[n], depth, k > 0, sums + n * kPanel);
+      } else {
+        multiply<1>(x, rows, weights_[n], depth, k > 0, sums + n * kPanel);
+      }
+    }
+  }
+
+ private:
+  // to[k][16] of a panel.
+  void decode(int64_t panel, int64_t begin, int64_t end, float* to) const {
+    Columns<kScheme, kHasZero> columns[kRegisters];
+    for (int c = 0; c < kRegisters; ++c) columns[c] = {p_, panel * kPanel + c * kWide};
+    each_group<kScheme>(
+        p_, begin, end,
+        [&](int64_t group) {
+          for (auto& column : columns) column.begin_group(group);
+        },
+        [&](int64_t first, int64_t last) {
+          for (int64_t eight = first; eight < last; ++eight, to += kEight * kPanel)
+            for (int c = 0; c < kRegisters; ++c)
+              columns[c].eight(eight, [&](int k, V w) { Floats::store(to + k * kPanel + c * kWide, w); });
+        });
+  }
+
+  template <int kPanels>
+  static void multiply(const float* x, int64_t rows, const float* w, int64_t depth, bool more, float* sums) {
+    for (; rows >= kMostRows; rows -= kMostRows, x += kMostRows * kBlockStride, sums += kMostRows * kSumsRow)
+      product<kMostRows, kPanels>(x, w, depth, more, sums);
+    rest<kMostRows / 2, kPanels>(x, rows, w, depth, more, sums);
+  }
+
+  template <int kRows, int kPanels>
+  static void rest(const float* x, int64_t rows, const float* w, int64_t depth, bool more, float* sums) {
+    if constexpr (kRows > 0) {
+      for (; rows >= kRows; rows -= kRows, x += kRows * kBlockStride, sums += kRows * kSumsRow)
+        product<kRows, kPanels>(x, w, depth, more, sums);
+      rest<kRows / 2, kPanels>(x, rows, w, depth, more, sums);
+    }
+  }
+
+  // sums[kRows][32] (+)= x w with w [kPanels][512][16]
+  template <int kRows, int kPanels>
+  static void product(const float* x, const float* w, int64_t depth, bool more, float* sums) {
+    constexpr int kColumns = kPanels * kRegisters;
+    V sum[kRows][kColumns];
+    for (auto& row : sum)
+      for (auto& s : row) s = splat<V>(0.0f);
+    for (int64_t k = 0; k < depth; ++k, w += kPanel) {
+      V columns[kColumns];
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c)
+        columns[c] = Floats::load(w + c / kRegisters * (kBlock * kPanel) + c % kRegisters * kWide);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const V factor = splat<V>(x[r * kBlockStride + k]);
+#pragma GCC unroll 4
+        for (int c = 0; c < kColumns; ++c) sum[r][c] = fma_(factor, columns[c], sum[r][c]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int c = 0; c < kColumns; ++c) {
+        float* const total = sums + r * kSumsRow + c * kWide;
+        Floats::store(total, more ? add(Floats::load(total), sum[r][c]) : sum[r][c]);
+      }
+  }
+
+  const Params& p_;
+  alignas(64) float weights_[kPair][kBlock * kPanel];
+};
+
+// ---- all of it --------------------------------------------------------------------------------------
+
+void write_row(const Params& p, int64_t m) {
+  const int64_t at = p.x.at(m);
+  for (int64_t block = 0; block < p.block_count(); ++block) {
+    const int64_t k = block * kBlock, count = std::min<int64_t>(kBlock, p.epilogue.inner - k);
+    float* const to = p.block_of(block, m);
+    load_run(p.x.data, p.x.dtype, at + k * p.x.element, p.x.element, count, to);
+    std::fill(to + count, to + round_up(count, kEight), 0.0f);
+  }
+}
+
+template <Scheme kScheme, bool kHasZero>
+void run_few(const Params& p, const Team& team) {
+  each_block(p, team, kFewRows, [&](int64_t, int64_t rows, int64_t panel, int64_t panels) {
+    Few<kScheme, kHasZero> few(p);
+    const int64_t end = panel + panels;
+    if constexpr (kFewRows >= 8)
+      if (rows > 4) return few.template run<8>(panel, end);
+    if constexpr (kFewRows >= 4) {
+      if (rows > 2) return few.template run<4>(panel, end);
+      if (rows > 1) return few.template run<2>(panel, end);
+    }
+    few.template run<1>(panel, end);
+  });
+}
+
+template <Scheme kScheme, bool kHasZero>
+void run_many(const Params& p, const Team& team) {
+  using Kernel = Many<kScheme, kHasZero>;
+  each_block(p, team, Kernel::kRowsOfBlock, [&](int64_t first, int64_t rows, int64_t panel, int64_t panels) {
+    Passes<Kernel> passes(p);
+    passes(first, rows, panel, panel + panels);
+  });
+}
+
+}  // namespace
+
+template <>
+void Cpu<kIsa>::run(const Params& p, const Team& team) {
+  widen_all(p, team, [&p](int64_t m) { write_row(p, m); });
+  with_scheme(p, [&]<Scheme kScheme, bool kHasZero>(std::integral_constant<Scheme, kScheme>,
+                                                    std::bool_constant<kHasZero>) {
+    p.epilogue.rows <= kFewRows ? run_few<kScheme, kHasZero>(p, team) : run_many<kScheme, kHasZero>(p, team);
+  });
+}
+
+}  // namespace fastdiff::weight_linear

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// What all instruction sets have in common on the CPU: vectors and rows as float32 before the products, and
+// how the work is cut.
+#pragma once
+
+#include "quant/epilogue_cpu.h"
+#include "quant/weight_linear/weight_linear_math.h"
+
+namespace fastdiff::weight_linear {
+namespace {
+
+using namespace quant;
+
+inline constexpr int kPair = 2;  // panels, whose columns are finished together
+inline constexpr int kSumsRow = kPair * kPanel;
+
+// A row as float32: where it lies, if it is one side by side; else a copy.
+inline const float* floats_of(const Params& p, int64_t m, float* copy) {
+  const int64_t at = p.x.at(m);
+  if (p.x.dtype == DType::f32 && p.x.element == 1) return static_cast<const float*>(p.x.data) + at;
+  load_run(p.x.data, p.x.dtype, at, p.x.element, p.epilogue.inner, copy);
+  return copy;
+}
+
+// The products of rows [begin, end) with V.
+inline void shrink(const Params& p, int64_t begin, int64_t end, float* buffer) {
+  for (int64_t m = begin; m < end; m += kRowUnit) {
+    const int count = static_cast<int>(std::min(kRowUnit, end - m));
+    const float* x[kRowUnit];
+    for (int r = 0; r < count; ++r) x[r] = floats_of(p, m + r, buffer + r * p.epilogue.inner);
+    if (count == kRowUnit) {
+      shrink_rows<kRowUnit>(p.epilogue, x, m);
+    } else {
+      for (int r = 0; r < count; ++r) shrink_rows<1>(p.epilogue, {x[r]}, m + r);
+    }
+  }
+}
+
+// All vectors, then all rows; write(m) stores a row as the products want it.
+template <class Write>
+void widen_all(const Params& p, const Team& team, const Write& write) {
+  const Epilogue& e = p.epilogue;
+  const int64_t vector_parts = e.rank > 0 ? team.threads : 1;
+  each_part(team, vector_parts, [&](int64_t part) { widen_vectors(e, part, vector_parts); });
+  const int64_t parts = parts_of_rows(p, team);
+  each_part(team, parts, [&](int64_t part) {
+    const int64_t units = round_up(e.rows, kRowUnit) / kRowUnit;
+    const int64_t begin = units * part / parts * kRowUnit;
+    const int64_t end = std::min(e.rows, units * (part + 1) / parts * kRowUnit);
+    for (int64_t m = begin; m < end; ++m) write(m);
+    if (e.rank > 0) shrink(p, begin, end, p.rows + part * kRowUnit * e.inner);
+  });
+}
+
+// Blocks of rows by runs of pairs of panels, some for each thread: body(row, rows, panel, panels).
+template <class Body>
+void each_block(const Params& p, const Team& team, int64_t block, const Body& body) {
+  const Epilogue& e = p.epilogue;
+  const int64_t blocks = (e.rows + block - 1) / block;
+  const int64_t panels = e.slots / kPanel, pairs = round_up(panels, kPair) / kPair;
+  const int64_t runs = std::clamp((4 * team.threads + blocks - 1) / blocks, int64_t{1}, pairs);
+  each_part(team, blocks * runs, [&](int64_t part) {
+    const int64_t first = part / runs * block, run = part % runs;
+    const int64_t begin = pairs * run / runs * kPair;
+    const int64_t end = std::min(panels, pairs * (run + 1) / runs * kPair);
+    body(first, std::min(block, e.rows - first), begin, end - begin);
+  });
+}
+
+// Calls body(kScheme, kHasZero) as constants.
+template <class Body>
+void with_scheme(const Params& p, const Body& body) {
+  using std::bool_constant, std::integral_constant;
+  switch (p.scheme) {
+    case Scheme::int8:
+      return p.integers != nullptr ? body(integral_constant<Scheme, Scheme::int8>{}, bool_constant<true>{})
+                                   : body(integral_constant<Scheme, Scheme::int8>{}, bool_constant<false>{});
+    case Scheme::int4:
+      return p.zero_point != nullptr
+                 ? body(integral_constant<Scheme, Scheme::int4>{}, bool_constant<true>{})
+                 : body(integral_constant<Scheme, Scheme::int4>{}, bool_constant<false>{});
+    case Scheme::bf16:
+      return body(integral_constant<Scheme, Scheme::bf16>{}, bool_constant<false>{});
+  }
+}
+
+// Rows [first, first + rows) by panels [begin, end): a block along K of the rows stays in the second-level
+// cache while some pairs of panels pass, whose decoded weights stay in the first. Kernel::add_block(first,
+// rows, panel, panels, k, sums) adds the products of elements [k, k + 512) to sums[rows][32], or, from k = 0,
+// sets them.
+template <class Kernel>
+class Passes {
+  static constexpr int kPairs = 8;
+
+ public:
+  explicit Passes(const Params& p) : p_(p), kernel_(p), pair_(p.epilogue), single_(p.epilogue) {}
+
+  void operator()(int64_t first, int64_t rows, int64_t begin, int64_t end) {
+    for (; begin < end; begin += kPairs * kPair) {
+      const int64_t last = std::min<int64_t>(end, begin + kPairs * kPair);
+      for (int64_t k = 0; k < p_.epilogue.inner; k += kBlock)
+        each_pair(begin, last, [&](int64_t panel, int panels, float* sums) {
+          kernel_.add_block(first, rows, panel, panels, k, sums);
+        });
+      each_pair(begin, last, [&](int64_t panel, int panels, const float* sums) {
+        for (int64_t r = 0; r < rows; ++r, sums += kSumsRow)
+          panels == kPair ? pair_(first + r, panel * kPanel, sums) : single_(first + r, panel * kPanel, sums);
+      });
+    }
+  }
+
+ private:
+  template <class Body>
+  void each_pair(int64_t begin, int64_t end, const Body& body) {
+    for (int64_t panel = begin; panel < end; panel += kPair)
+      body(panel, static_cast<int>(std::min<int64_t>(kPair, end - panel)), sums_[(panel - begin) / kPair]);
+  }
+
+  const Params& p_;
+  Kernel kernel_;
+  Finish<kPair> pair_;
+  Finish<1> single_;
+  alignas(64) float sums_[kPairs][Kernel::kRowsOfBlock * kSumsRow];
+};
+
+// A register of columns of a panel: eight neighbours along K at a time.
+template <Scheme kScheme, bool kHasZero>
+class Columns {
+  using V = FloatLanes;
+
+ public:
+  Columns() = default;
+  Columns(const Params& p, int64_t slot)
+      : p_(&p),
+        slot_(slot),
+        words_(p.weight + slot / kPanel * p.panel_bytes + slot % kPanel * 4),
+        zero_(splat<V>(0.0f)),
+        scale_(zero_) {
+    if (kScheme == Scheme::int8 && kHasZero)
+      zero_ = float_from_signed(Floats::load_words(reinterpret_cast<const uint32_t*>(p.integers + slot)));
+  }
+
+  void begin_group(int64_t group) {
+    const int64_t at = group * p_->epilogue.slots + slot_;
+    if constexpr (kHasZero) zero_ = Floats::load(p_->zero_point + at);
+    scale_ = Floats::load(p_->scale + at);
+  }
+
+  // use(k, weight) for the eighth at so many eights along K.
+  template <class Use>
+  [[gnu::always_inline]] void eight(int64_t number, const Use& use) const {
+    const char* const words = words_ + number * (words_of_eight(kScheme) * kWordRow);
+    const auto word = [words](int i) {
+      return Floats::load_words(reinterpret_cast<const uint32_t*>(words + i * kWordRow));
+    };
+    [&]<int... k>(std::integer_sequence<int, k...>) {
+      (use(k, weight_of<kScheme, kHasZero>(stored<kScheme, k>(word), zero_, scale_)), ...);
+    }(std::make_integer_sequence<int, kEight>{});
+  }
+
+ private:
+  const Params* p_ = nullptr;
+  int64_t slot_ = 0;
+  const char* words_ = nullptr;
+  V zero_, scale_;
+};
+
+// body(first, last) for the eights of each group among those of elements [begin, end); next(group) before.
+template <Scheme kScheme, class Next, class Body>
+[[gnu::always_inline]] inline void each_group(const Params& p, int64_t begin, int64_t end, const Next& next,
+                                              const Body& body) {
+  if constexpr (kScheme == Scheme::int4) {
+    for (int64_t k = begin; k < end; k += p.group) {
+      next(k / p.group);
+      body(k / kEight, std::min(k + p.group, end) / kEight);
+    }
+  } else {
+    body(begin / kEight, end / kEight);
+  }
+}
+
+}  // namespace
+}  // namespace fastdiff::weight_linear

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""weight_linear: floating activations, and a weight of few bits that is decoded on the way to the products."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from fastdiff import _native
+from fastdiff.quant._epilogue import (
+    SCHEMA,
+    SETTINGS,
+    LowRank,
+    activation_code,
+    branch_of,
+    finished,
+    magnitude,
+    refuse_gradients,
+    result_like,
+)
+from fastdiff.quant._packing import PackedWeight, pack_weight
+
+if TYPE_CHECKING:
+    from fastdiff._case import Case
+
+IN_PLACE: Final = False  # over `residual` it is, over x it cannot be
+SAME_BITS: Final = False  # CUDA adds in the order of its tensor cores
+TILES: Final = True
+
+SCHEMES: Final = ("int8", "int4", "bf16")
+"""In the order of the numbers that the schema has."""
+
+_CODES: Final = {torch.float32: 6, torch.float16: 5, torch.bfloat16: 15}  # c10::ScalarType
+_ARGUMENTS = (
+    f"Tensor x, Tensor weight, Tensor? scale, Tensor? zero_point, {SCHEMA}, int columns, int scheme, int group, "
+    f"{SETTINGS}, int dtype"
+)
+
+
+def _fake(x: Tensor, *arguments: Any) -> Tensor:
+    *_, columns, _, _, _, gated, code = arguments
+    named = next((dtype for dtype, known in _CODES.items() if known == code), None)
+    return result_like(x, columns // 2 if gated else columns, named or x.dtype)
+
+
+def _fake_out(x: Tensor, *_: Any, result: Tensor) -> None:
+    """One tensor on the meta device brings a real call here, where nothing would be computed."""
+    if result.device != x.device:
+        raise RuntimeError(f"fastdiff::weight_linear: out must be on {x.device} like x, got {result.device}")
+
+
+_native.define(f"weight_linear({_ARGUMENTS}) -> Tensor", _fake)
+# NOTE: not named `out`: dynamo gives that name a meaning of its own.
+_native.define(f"weight_linear.out({_ARGUMENTS}, *, Tensor(a!) result) -> ()", _fake_out)
+
+
+def weight_linear(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    lowrank: LowRank | tuple[Tensor, ...] | None = None,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    r"""A linear layer of floating activations and a packed weight, with what follows it, in one call:
+
+    .. math::
+        h = \sum_k x_k \hat w_k + b + U (\gamma \odot (V^\top x)), \qquad
+        y = \text{residual} + \text{gate} \odot \text{act}(h)
+
+    with :math:`\hat w` = ``packed.dequantize()``, and with :math:`\text{act}(h) = h' \, \text{act}(h'')` for the two
+    halves of the columns if the weight was packed with ``gated=True`` (GEGLU, SwiGLU). The weight is decoded on the
+    way; nothing of its full size is ever written. :func:`int8_weight_linear`, :func:`int4_linear` and
+    :func:`bf16_linear` are the same for one scheme each.
+
+    Activations and weights are widened to float32, as are products and sums. On CPUs with the tiles of AMX, and on
+    CUDA, activations in 16 bits stay as they are and weights are rounded to their dtype: exact for integers with a
+    scale for each row, a relative error of 2⁻⁹ (bfloat16) or 2⁻¹² (float16) for each weight of ``"int4"``.
+
+    Args:
+        x: ``[..., K]`` float32, float16 or bfloat16. Any strides.
+        packed: the weight, from :func:`pack_weight` with scheme ``"int8"``, ``"int4"`` or ``"bf16"``.
+        bias: ``[N]``, as are gate, residual and the branch: float32, float16 or bfloat16.
+        activation: ``"gelu"``, ``"gelu_tanh"``, ``"silu"`` or None.
+        gate: ``[outputs]``, or ``[B or 1, outputs]`` for x ``[B, …, K]``: adaLN's gate, DiffFit's γ.
+        residual: ``[..., outputs]``.
+        lowrank: :class:`LowRank`, or ``(down, up)``, or ``(down, up, gates)``: added before the activation function.
+        dtype: of the result; default: that of x.
+        out: where to write, ``[..., outputs]``; may be exactly the residual, shares no memory with the others.
+
+    Returns:
+        y ``[..., outputs]``, or ``out``, rounded once.
+
+    Raises:
+        RuntimeError: a wrong dtype, shape, device or overlap. Nothing is written then.
+        ValueError: another scheme, or an unknown activation.
+        NotImplementedError: an argument records gradients.
+
+    The same bits on a CPU for any instruction set but AMX and any number of threads, and for a row whatever the others
+    are.
+
+    Source: weight-only quantisation with groups as in GPTQ and AWQ; branches: LoRA, SPM (One-dimensional Adapter to
+    Rule Them All), SVDQuant.
+    """
+    refuse_gradients("weight_linear", x, bias, gate, residual, out, *(lowrank or ()))
+    if packed.scheme not in SCHEMES:
+        raise ValueError(
+            f"fastdiff.weight_linear: packed must have a scheme of {', '.join(SCHEMES)}, got {packed.scheme}"
+        )
+    if x.shape[-1:] != (packed.inner,):
+        raise RuntimeError(
+            f"fastdiff::weight_linear: x must have shape [..., {packed.inner}], got {list(x.shape)}"
+        )
+    arguments = (
+        x, packed.weight, packed.scale if packed.scale.numel() else None, packed.zero_point, bias, gate, residual,
+        *branch_of(lowrank), packed.rows, SCHEMES.index(packed.scheme), packed.group,
+        activation_code("weight_linear", activation), packed.gated, -1 if dtype is None else _CODES.get(dtype, -2),
+    )  # fmt: skip
+    if out is None:
+        y: Tensor = torch.ops.fastdiff.weight_linear.default(*arguments)
+        return y
+    torch.ops.fastdiff.weight_linear.out(*arguments, result=out)
+    _native.mark_written([out])
+    return out
+
+
+# ---- reference -------------------------------------------------------------------------------------------------
+
+
+def reference(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    **epilogue: Any,
+) -> Tensor:
+    """:func:`weight_linear` in plain PyTorch: float64 with the dequantised weight, rounded at the end."""
+    h = x.double() @ packed.dequantize().double().T
+    y = finished(h, x.double(), packed, bias=bias, **epilogue)
+    return result_like(x, packed.outputs, dtype or x.dtype).copy_(y)
+
+
+# ---- what tests need to know -----------------------------------------------------------------------------------
+
+
+def tolerance(
+    x: Tensor, packed: PackedWeight, bias: Tensor | None = None, **options: Any
+) -> dict[str, float]:
+    """float32; where tiles and tensor cores multiply, weights of int4 are rounded to the dtype of x."""
+    terms = {torch.bfloat16: 2**15, torch.float16: 2**12}.get(x.dtype, 0) if packed.scheme == "int4" else 0
+    return {"scale": magnitude(x, packed, bias, **options), "terms": 16 + terms}
+
+
+def dlpack_arguments(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    lowrank: LowRank | tuple[Tensor, ...] | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The keyword arguments of the torch-free function for a call of the public one, without ``out``."""
+    from fastdiff import _C
+
+    down, up, gates = branch_of(lowrank)
+    rows, samples = x[..., 0].numel(), x.shape[0] if x.dim() > 2 else 1
+    rank = 0 if down is None else down.shape[0]
+    size = _C.weight_linear_scratch(rows, packed.inner, packed.rows, rank=rank, samples=samples)
+    return {
+        "x": x, "weight": packed.weight, "scale": packed.scale if packed.scale.numel() else None,
+        "zero_point": packed.zero_point, "columns": packed.rows, "scheme": SCHEMES.index(packed.scheme),
+        "group": packed.group, "gated": packed.gated, "bias": bias, "down": down, "up": up, "gates": gates,
+        "activation": activation_code("weight_linear", activation),
+        "scratch": torch.empty(size, dtype=torch.uint8, device=x.device), **options,
+    }  # fmt: skip
+
+
+def dlpack_outputs(stored: tuple[Tensor], *_: Any, **__: Any) -> Tensor:
+    """``out`` of the torch-free function."""
+    return stored[0]
+
+
+def cases(seed: int = 0) -> list[Case]:
+    """Sample calls that cover the op; tests, opcheck, the simulator and the docs run every one of them."""
+    from fastdiff._case import Case
+
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+
+    half, single = torch.bfloat16, torch.float32
+    w = normal(40, 70)
+    int8, int4, bf16 = (pack_weight(w, scheme) for scheme in SCHEMES)
+    rough = normal(4, 70)
+    rough[1, 3], rough[2, 5] = float("nan"), float("inf")
+    branch = (normal(3, 70, dtype=half), normal(40, 3, dtype=half), normal(2, 3))
+    return [
+        *(Case(f"int4, {str(t)[6:]}", (normal(2, 9, 70, dtype=t),),
+               {"packed": int4, "bias": normal(40, dtype=t), "activation": "gelu"})
+          for t in (single, half, torch.float16)),
+        Case("int8", (normal(3, 70),), {"packed": int8, "activation": "silu"}),
+        Case("int8 with zero points", (normal(2, 9, 70, dtype=half),),
+             {"packed": pack_weight(w + 0.5, symmetric=False), "dtype": single}),
+        Case("int4 with zero points", (normal(13, 70),),
+             {"packed": pack_weight(w + 0.5, "int4", group=32, symmetric=False), "bias": normal(40)}),
+        Case("int4, one row, groups of 128", (normal(1, 600, dtype=torch.float16),),
+             {"packed": pack_weight(normal(40, 600), "int4", group=128)}),
+        Case("bf16, gate, residual and a branch", (normal(2, 9, 70, dtype=half),),
+             {"packed": bf16, "bias": normal(40), "activation": "gelu_tanh", "gate": normal(2, 40, dtype=half),
+              "residual": normal(2, 9, 40, dtype=half), "lowrank": branch}),
+        Case("gated", (normal(3, 64, dtype=half),),
+             {"packed": pack_weight(normal(44, 64), "int4", gated=True), "bias": normal(44), "activation": "gelu",
+              "residual": normal(3, 22)}),
+        Case("nan and inf", (rough,), {"packed": int8}),
+        Case("one row, square", (normal(17),), {"packed": pack_weight(normal(17, 17), "bf16")}),
+        Case("no rows", (normal(0, 70),), {"packed": int4}),
+    ]  # fmt: skip

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the contract cannot know about weight_linear: packing, every size, float64 with the decoded weight, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fastdiff
+import numpy as np
+import pytest
+import torch
+from fastdiff import (
+    _C,
+    PackedWeight,
+    bf16_linear,
+    int4_linear,
+    int8_weight_linear,
+    pack_weight,
+    weight_linear,
+)
+from fastdiff.quant.weight_linear import SCHEMES, reference, tolerance
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.kit.backends import instruction_set, usable_isas
+from tests.kit.compare import assert_close, assert_same_bits
+from tests.kit.trees import at_offset
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+ISAS = usable_isas()
+
+
+def normal(*shape: int, dtype: torch.dtype = F32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def packed_as(kind: str, n: int, k: int, **options: Any) -> PackedWeight:
+    scheme, *rest = kind.split()
+    if rest:
+        options["symmetric"] = False
+    return pack_weight(normal(n, k, seed=1) + (0.5 if rest else 0), scheme, **options)
+
+
+KINDS = ("int8", "int8 affine", "int4", "int4 affine", "bf16")
+
+
+def check(x: Tensor, packed: PackedWeight, *args: Any, **options: Any) -> None:
+    got = weight_linear(x, packed, *args, **options)
+    assert_close(got, reference(x, packed, *args, **options), **tolerance(x, packed, *args, **options))
+
+
+# ---- values ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_any_call(data: st.DataObject) -> None:
+    def draw(low: int, high: int, name: str) -> int:
+        return data.draw(st.integers(low, high), name)
+
+    m, n, k = draw(1, 40, "M"), draw(1, 70, "N"), draw(1, 300, "K")
+    gated = data.draw(st.booleans(), "gated")
+    n = 2 * n if gated else n
+    kind = data.draw(st.sampled_from(KINDS))
+    group = {"group": data.draw(st.sampled_from([32, 64, 128]))} if kind.startswith("int4") else {}
+    packed = packed_as(kind, n, k, gated=gated, **group)
+    dtypes = st.sampled_from([F32, BF16, F16])
+    x = normal(m, k, dtype=data.draw(dtypes))
+    if data.draw(st.booleans(), "transposed"):
+        x = x.T.contiguous().T
+    options: dict[str, Any] = {"activation": data.draw(st.sampled_from([None, "gelu", "silu"]))}
+    if data.draw(st.booleans(), "bias"):
+        options["bias"] = normal(n, dtype=data.draw(dtypes), seed=2)
+    if data.draw(st.booleans(), "residual"):
+        options["residual"] = normal(m, packed.outputs, dtype=data.draw(dtypes), seed=3)
+    if data.draw(st.booleans(), "branch"):
+        options["lowrank"] = (normal(5, k, seed=4), normal(n, 5, seed=5))
+    with instruction_set(data.draw(st.sampled_from(ISAS))):
+        check(x, packed, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [*range(1, 18), 31, 260])
+def test_any_number_of_rows(rows: int, kind: str) -> None:
+    """Also that lanes give a row the same bits whatever the others are."""
+    packed, x = packed_as(kind, 83, 1100), normal(rows, 1100)
+    got = weight_linear(x, packed)
+    assert_close(got, reference(x, packed), **tolerance(x, packed))
+    for m in {0, rows // 2, rows - 1}:
+        assert_same_bits([got[m]], [weight_linear(x[m], packed)])
+    half = x.bfloat16()
+    assert_close(weight_linear(half, packed), reference(half, packed), **tolerance(half, packed))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_integers_are_exact(kind: str, isa: str) -> None:
+    """Products and sums that float32 holds come out as they are."""
+    packed = packed_as(kind, 40, 200)
+    packed = replace(packed, scale=torch.full_like(packed.scale, 0.25))
+    if kind == "bf16":
+        packed = pack_weight(normal(40, 200).mul(8).round() / 4, "bf16")
+    for dtype in (F32, BF16, F16):
+        x = normal(19, 200).mul(4).round().to(dtype)
+        want = x.double() @ packed.dequantize().double().T
+        with instruction_set(isa):
+            got = weight_linear(x, packed, dtype=F32)
+        assert_same_bits([got + 0.0], [want.float() + 0.0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_and_infinity(kind: str) -> None:
+    packed = packed_as(kind, 40, 70)
+    for dtype in (F32, BF16):
+        x = normal(20, 70, dtype=dtype)
+        x[2, 3], x[5, 7] = float("nan"), float("inf")
+        check(x, packed)
+
+
+def test_misaligned_panels() -> None:
+    for kind in KINDS:
+        packed, x = packed_as(kind, 40, 200), normal(13, 200)
+        moved = packed._changed(lambda t: at_offset(t, 1))
+        assert_same_bits([weight_linear(x, moved)], [weight_linear(x, packed)])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_thread_counts_and_strides(scheme: str) -> None:
+    packed, x = pack_weight(normal(300, 700), scheme), normal(2, 130, 700)
+    want = weight_linear(x, packed)
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert_same_bits([weight_linear(x, packed)], [want])
+    torch.set_num_threads(before)
+    strided = torch.zeros(2, 260, 1400)[:, ::2, ::2].copy_(x)
+    assert_same_bits([weight_linear(strided, packed)], [want])
+
+
+def test_over_the_residual() -> None:
+    packed, x, residual = pack_weight(normal(40, 70), "int4"), normal(9, 70), normal(9, 40)
+    want = weight_linear(x, packed, residual=residual)
+    assert weight_linear(x, packed, residual=residual, out=residual) is residual
+    assert_same_bits([residual], [want])
+
+
+def test_takes_the_weights_of_int8_linear() -> None:
+    x, packed = normal(33, 256), pack_weight(normal(40, 256))
+    error = fastdiff.int8_linear(x, packed) - weight_linear(x, packed)
+    assert float(error.abs().max()) < 0.02 * float(weight_linear(x, packed).abs().max())
+
+
+def test_numpy() -> None:
+    x, packed = normal(5, 70), pack_weight(normal(40, 70), "int4")
+    out = np.empty((5, 40), np.float32)
+    _C.weight_linear(
+        x.numpy(), packed.weight.numpy(), out, columns=40, scheme=1, group=64, scale=packed.scale.numpy()
+    )
+    assert_same_bits([torch.from_numpy(out)], [weight_linear(x, packed)])
+
+
+# ---- packing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("shape", [(2, 1), (40, 64), (6, 33), (34, 200)])
+def test_integers_come_back(shape: tuple[int, int], gated: bool) -> None:
+    n, k = shape
+    for group in (32, 64, 128):
+        groups = -(-k // group)
+        q = torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(0))
+        scale, zero = normal(n, groups).abs(), normal(n, groups, seed=1)
+        packed = pack_weight(q, "int4", scale=scale, zero_point=zero, gated=gated, group=group)
+        each = [t.repeat_interleave(group, 1)[:, :k] for t in (scale, zero)]
+        assert torch.equal(packed.dequantize(), (q.float() - each[1]) * each[0])
+        assert packed.weight.shape[1:] == (-(-k // 64), 8, 16, 4)
+    w = normal(n, k)
+    assert torch.equal(pack_weight(w, "bf16", gated=gated).dequantize(), w.bfloat16().float())
+
+
+def test_halves_of_a_word_are_quadruples_of_int8() -> None:
+    """Kernels of int8 products can take them as they are."""
+    q = torch.randint(-8, 8, (20, 130), generator=torch.Generator().manual_seed(0))
+    nibbles = pack_weight(q, "int4", scale=torch.ones(20, 3)).weight
+    bytes_ = pack_weight(q, "int8", scale=torch.ones(20)).weight
+    halves = torch.stack((nibbles & 15, nibbles >> 4), 3).flatten(2, 3).to(torch.int8) - 8
+    assert torch.equal(halves[:1, :2], bytes_[:1, :2])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_rounding_is_half_a_step_at_most(group: int, symmetric: bool) -> None:
+    w = normal(40, 200) + 0.3
+    packed = pack_weight(w, "int4", group=group, symmetric=symmetric)
+    steps = packed.scale.T.repeat_interleave(group, 1)[:40, :200]
+    assert bool(((packed.dequantize() - w).abs() <= 0.501 * steps).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_dict_through_safetensors(kind: str, tmp_path: Path) -> None:
+    packed, x = packed_as(kind, 44, 100, gated=True), normal(3, 100)
+    save_file(packed.state_dict("proj."), tmp_path / "w.safetensors")
+    loaded = PackedWeight.from_state_dict(load_file(tmp_path / "w.safetensors"), "proj.")
+    assert_same_bits([weight_linear(x, loaded)], [weight_linear(x, packed)])
+    assert torch.equal(loaded.dequantize(), packed.dequantize())
+
+
+def test_a_convolution_becomes_its_matrix() -> None:
+    w = normal(6, 4, 3, 3)
+    assert torch.equal(
+        pack_weight(w, "bf16").dequantize(), w.permute(0, 2, 3, 1).flatten(1).bfloat16().float()
+    )
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------
+
+
+X, INT8, INT4 = normal(5, 70), pack_weight(normal(40, 70)), pack_weight(normal(40, 70), "int4")
+
+
+@pytest.mark.parametrize(
+    ("x", "packed", "options", "message"),
+    [
+        (normal(5, 71), INT4, {}, r"x must have shape \[..., 70\], got \[5, 71\]"),
+        (X.double(), INT4, {}, "x must be float32, float16 or bfloat16, got float64"),
+        (X, replace(INT4, group=48), {}, "group must be 32, 64 or 128, got 48"),
+        (X, replace(INT4, scale=INT4.scale[:1]), {}, "scale must have 96 elements as pack_weight.* got 48"),
+        (X, replace(INT4, scale=INT4.scale[:0]), {}, "scale must be given"),
+        (X, replace(INT4, weight=INT4.weight[1:]), {}, "weight must have 3072 elements .* got 2048"),
+        (X, replace(INT4, scheme="int8"), {}, "weight must be int8, got uint8"),
+        (X, replace(INT8, zero_point=torch.zeros(48)), {}, "zero_point must be int32, got float32"),
+        (X, replace(pack_weight(normal(40, 70), "bf16"), scale=INT8.scale), {}, "a weight of bfloat16 has neither"),
+        (X, INT4, {"bias": normal(41)}, r"bias must have shape \[40\], got \[41\]"),
+        (X, INT4, {"residual": normal(5, 41)}, r"residual must have shape .5, 40., got \[5, 41\]"),
+        (X, INT4, {"out": normal(5, 41)}, r"out must have shape .5, 40., got \[5, 41\]"),
+        (X, INT4, {"dtype": torch.float64}, "dtype must be float32, float16 or bfloat16"),
+        (X, INT4, {"dtype": F16, "out": normal(5, 40)}, "out must have the dtype that is asked for"),
+    ],
+)  # fmt: skip
+def test_refuses(x: Tensor, packed: PackedWeight, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^fastdiff::weight_linear: {message}"):
+        weight_linear(x, packed, **options)
+
+
+def test_names_of_schemes() -> None:
+    for function, scheme in ((int8_weight_linear, "int8"), (int4_linear, "int4"), (bf16_linear, "bf16")):
+        for packed in (INT8, INT4, pack_weight(normal(40, 70), "bf16")):
+            if packed.scheme == scheme:
+                assert_same_bits([function(X, packed, activation="silu")],
+                                 [weight_linear(X, packed, activation="silu")])  # fmt: skip
+            else:
+                with pytest.raises(ValueError, match=f"must have the scheme {scheme}, got {packed.scheme}"):
+                    function(X, packed)
+
+
+@pytest.mark.parametrize(
+    ("w", "scheme", "options", "message"),
+    [
+        (normal(4, 8), "int4", {"group": 48}, "group must be 64, 32, 128 for int4, got 48"),
+        (normal(4, 8), "int8", {"group": 64}, "group must be left out for int8, got 64"),
+        (normal(4, 8), "int4", {"scale": torch.ones(4, 1)}, "with scale, w must be integers within -8 and 7"),
+        (torch.full((4, 8), 8), "int4", {"scale": torch.ones(4, 1)}, "with scale, w must be integers within -8 and 7"),
+        (torch.ones(4, 80).int(), "int4", {"scale": torch.ones(4)}, r"scale must have shape \[4, 2\], got \[4\]"),
+        (normal(4, 8), "bf16", {"symmetric": False}, "bf16 takes a floating w and neither scale nor zero_point"),
+        (torch.ones(4, 8).int(), "bf16", {}, "bf16 takes a floating w"),
+    ],
+)  # fmt: skip
+def test_packing_refuses(w: Tensor, scheme: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^fastdiff.pack_weight: {message}"):
+        pack_weight(w, scheme, **options)
