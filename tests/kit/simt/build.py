@@ -42,7 +42,11 @@ _BASE = [
     "-fno-strict-aliasing",  # nvcc's device code knows no such rules
     "-Wa,--no-warn",  # gcc puts a template's noinit variable in a section of another type than it announced
 ]
-_UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
+# What ASan finds as well, or what is none of a kernel's mistakes, is left out: a third of the time to compile.
+_UNDEFINED = [
+    *("-fsanitize=undefined", "-fno-sanitize-recover=all"),
+    "-fno-sanitize=null,object-size,vptr,nonnull-attribute,returns-nonnull-attribute,return,builtin,pointer-overflow",
+]
 _ADDRESS = ["-fsanitize=address", *_UNDEFINED]
 # NOTE: the detector implements the functions that -fsanitize=thread calls: nothing is linked with libtsan.
 _KERNEL_FLAGS: dict[Checks, list[str]] = {
