@@ -84,6 +84,19 @@ def test_gradients_are_torch_s_own(dtype: torch.dtype) -> None:
     assert torch.equal(*grads)  # but for the sign of a zero: torch multiplies with the mask
 
 
+def test_gradients_of_gradients_are_torch_s_own() -> None:
+    weight, found = normal(4, 30, seed=2), []
+    for function in (
+        lambda x: fake_quant(x, torch.tensor(0.011)),
+        lambda x: torch.fake_quantize_per_tensor_affine(x, 0.011, 0, -127, 127),
+    ):
+        x = normal(4, 30).requires_grad_()
+        (dx,) = torch.autograd.grad((function(x) ** 3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad((dx * weight).sum(), x)[0])
+    assert torch.equal(*found)
+    assert 0 < int((found[0] == 0).sum()) < weight.numel()
+
+
 def test_a_network_trains_through_it() -> None:
     weight = normal(4, 8).requires_grad_()
     scale = weight.detach().abs().amax(1, keepdim=True) / 127

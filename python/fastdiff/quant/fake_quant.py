@@ -75,7 +75,7 @@ def fake_quant(
             written then. On CUDA such a step stops the kernel, like a device assert.
         NotImplementedError: gradients are asked for with ``out=``, or with respect to the scale.
 
-    Differentiable with respect to x: straight through where the clamp changes nothing, 0 elsewhere.
+    Differentiable with respect to x, of any order: straight through where the clamp changes nothing, 0 elsewhere.
 
     The same bits on CPU (any instruction set, any number of threads) and CUDA, for any strides.
 
