@@ -57,8 +57,8 @@ def modulated(x: Tensor, scale_by: Tensor, shift: Tensor) -> Sequence[Tensor]:
     return quantised(layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale_by) + shift)
 
 
-def within_a_step(want: Tensor) -> Check:
-    """A check: what comes back is within 1.5 steps of the float64 numbers, on average within 0.3.
+def within_two_steps(want: Tensor) -> Check:
+    """A check: what comes back is within two steps of the float64 numbers, on average within 0.3.
 
     Eager code rounds to bfloat16 three times before it quantises.
     """
@@ -67,7 +67,7 @@ def within_a_step(want: Tensor) -> Check:
         q, scale = got
         steps = (dequantize(q, scale, dtype=torch.float64) - want).abs() / scale
         worst, mean = float(steps.max()), float(steps.mean())
-        right = worst <= 1.5 and mean <= 0.3
+        right = worst <= 2 and mean <= 0.3
         return Verdict(worst, None if right else f"off by {worst:.2g} steps, {mean:.2g} on average")
 
     return check
@@ -86,7 +86,7 @@ def _contenders(
         given, eager = [x, scale_by, shift], modulated
         want = layer_norm(x.double(), x.shape[-1:], eps=1e-6) * (1 + scale_by.double()) + shift.double()
         norm = {"eps": 1e-6, "scale_by": scale_by, "shift": shift}
-    check = within_a_step(want)
+    check = within_two_steps(want)
     return [
         Contender(EAGER, peers.with_tensors(eager, given, []), check),
         Contender(COMPILED, peers.compiled(eager, given, []), check),

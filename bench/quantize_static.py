@@ -60,13 +60,13 @@ def modulated(
     return quantised(y, scales, zeros, step)
 
 
-def within_a_step(want: Tensor, scale: Tensor, zero: Tensor) -> Check:
-    """A check: what comes back is within a step and a half of the float64 numbers, on average within 0.3."""
+def within_two_steps(want: Tensor, scale: Tensor, zero: Tensor) -> Check:
+    """A check: what comes back is within two steps of the float64 numbers, on average within 0.3."""
 
     def check(got: Sequence[Tensor]) -> Verdict:
         steps = (dequantize(got[0], scale, zero, dtype=torch.float64) - want).abs() / scale
         worst, mean = float(steps.max()), float(steps.mean())
-        right = worst <= 1.5 and mean <= 0.3
+        right = worst <= 2 and mean <= 0.3
         return Verdict(worst, None if right else f"off by {worst:.2g} steps, {mean:.2g} on average")
 
     return check
@@ -89,7 +89,7 @@ def _contenders(
         given, eager = [x, scale_by, shift, *table], modulated
         want = layer_norm(x.double(), x.shape[-1:], eps=1e-6) * (1 + scale_by.double()) + shift.double()
         norm = {"eps": 1e-6, "scale_by": scale_by, "shift": shift}
-    check = within_a_step(want, scales[step], zeros[step])
+    check = within_two_steps(want, scales[step], zeros[step])
     return [
         Contender(EAGER, peers.with_tensors(eager, given, []), check),
         Contender(COMPILED, peers.compiled(eager, given, []), check),
