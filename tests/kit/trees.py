@@ -46,6 +46,17 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
             yield from tensors_of(item)
 
 
+def structure_of(value: Any) -> Any:
+    """All that the tracing of a call can see of an argument: dtypes, ranks, choices by name, but no numbers."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.dim()
+    if isinstance(value, dict):
+        return tuple((name, structure_of(item)) for name, item in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return type(value), *map(structure_of, value)
+    return value if isinstance(value, str | bool | torch.dtype | None) else type(value)
+
+
 def as_tuple(results: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """What an operator returned, one tensor or several."""
     return (results,) if isinstance(results, Tensor) else tuple(results)
