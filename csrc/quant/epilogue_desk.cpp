@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "quant/epilogue.h"
 
+#include <algorithm>
+
 #include "core/layout.h"
 
 namespace fastdiff::quant {
@@ -106,7 +108,7 @@ Epilogue largest_epilogue(int64_t rows, int64_t inner, int64_t columns, int64_t 
   Epilogue e;
   e.rows = rows;
   e.inner = inner;
-  e.slots = slots_of(columns, true);
+  e.slots = std::max(slots_of(columns, true), slots_of(columns, false));
   e.outputs = columns;
   e.samples = samples;
   e.rank = rank;
