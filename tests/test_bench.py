@@ -151,6 +151,7 @@ RIVALS = {
     "match_tokens": {"tomesd's form", "torch.compile"},
     "select_blocks": {"eager"},
     "int8_linear": {"eager"},
+    "int8_conv2d": {"eager", "FBGEMM", "oneDNN"},
     "fake_quant": {"eager", "torch.compile", "torch.fake_quantize"},
 }
 

@@ -29,14 +29,19 @@ inline EpilogueArguments epilogue_arguments(const char* op, const OptionalTensor
           gated};
 }
 
-// y [..., outputs]. `code`: its ScalarType, or -1: that of x, float32 for int8.
-inline Tensor empty_result(const char* op, const TensorView& x, int64_t columns, bool gated, int64_t code) {
+// By its ScalarType, or -1: that of x, float32 for int8.
+inline DType result_dtype(const char* op, const TensorView& x, int64_t code) {
   const std::optional<DType> named = dtype_from_code(code);
   if (code != -1 && !named) refuse(op, "dtype must be float32, float16 or bfloat16, got ScalarType ", code);
+  return named.value_or(x.dtype == DType::i8 ? DType::f32 : x.dtype);
+}
+
+// y [..., outputs].
+inline Tensor empty_result(const char* op, const TensorView& x, int64_t columns, bool gated, int64_t code) {
   int64_t sizes[kMaxRank];
   std::copy_n(x.sizes, x.rank, sizes);
   sizes[x.rank - 1] = gated ? columns / 2 : columns;
-  return empty_output(x, x.rank, sizes, named.value_or(x.dtype == DType::i8 ? DType::f32 : x.dtype));
+  return empty_output(x, x.rank, sizes, result_dtype(op, x, code));
 }
 
 // A result that the caller gives has the dtype that was asked for, if one was.

@@ -11,7 +11,8 @@
 namespace fastdiff::quant {
 namespace {
 
-inline RowScale dynamic_scale(const float* x, int64_t count, bool is_signed) {
+// The least and the greatest of elements, of 0, and of what they were before.
+inline void widen_range(const float* x, int64_t count, float& least, float& greatest) {
   using L = Lanes<float>;
   using V = L::V;
   V low = splat<V>(0.0f), high = low;
@@ -23,7 +24,6 @@ inline RowScale dynamic_scale(const float* x, int64_t count, bool is_signed) {
   }
   alignas(64) float lows[L::width], highs[L::width];
   L::store(lows, low), L::store(highs, high);
-  float least = 0.0f, greatest = 0.0f;
   for (int l = 0; l < L::width; ++l) {
     least = std::min(least, lows[l]);
     greatest = std::max(greatest, highs[l]);
@@ -32,6 +32,11 @@ inline RowScale dynamic_scale(const float* x, int64_t count, bool is_signed) {
     least = std::min(least, x[k]);
     greatest = std::max(greatest, x[k]);
   }
+}
+
+inline RowScale dynamic_scale(const float* x, int64_t count, bool is_signed) {
+  float least = 0.0f, greatest = 0.0f;
+  widen_range(x, count, least, greatest);
   return dynamic_scale(least, greatest, is_signed);
 }
 

@@ -1,35 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // int8_linear with the tiles of AMX.
-#include "core/tiles_amx.h"
 #include "quant/int8_linear/int8_linear_gemm.h"
+#include "quant/int8_tiles_amx.h"
 
 namespace fastdiff::int8_linear {
-namespace {
-
-// Blocks of 32 rows by 32 columns: two tiles of each factor are read for four products.
-class MatrixTiles {
- public:
-  static constexpr int kRows = 2 * kTile;
-  template <bool kSigned>
-  static constexpr int kOffset = 0;
-
-  static void begin() { set_up_tiles(); }
-  static void end() { release_tiles(); }
-
-  template <bool kSigned>
-  static void multiply(const uint8_t* q, int rows, const int8_t* panel, int64_t panel_bytes, int panels,
-                       int64_t pieces, int32_t* sums) {
-    const uint8_t* const next = rows > kTile ? q + pieces * kGroupRows * kPiece : nullptr;
-    const int8_t* const second = panels > 1 ? panel + panel_bytes : nullptr;
-    whole_products<int8_t>(q, next, panel, second, pieces, sums, kSumsRow);
-  }
-};
-
-}  // namespace
 
 template <>
 void Cpu<kIsa>::run(const Params& params, const Team& team) {
-  run_with<MatrixTiles>(params, team);
+  run_with<quant::MatrixTiles>(params, team);
 }
 
 }  // namespace fastdiff::int8_linear

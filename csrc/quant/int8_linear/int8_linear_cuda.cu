@@ -89,13 +89,13 @@ __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p) {
 
 // Sums less what the zero points ask for, as float32.
 __device__ __forceinline__ float linear_of(const Params& p, int64_t m, int64_t slot, int32_t sum) {
-  uint32_t exact = static_cast<uint32_t>(sum);  // may wrap on the way; the result does not
-  const auto zero = static_cast<uint32_t>(p.row_zero[m]);
-  if (zero != 0) exact -= zero * static_cast<uint32_t>(p.column_sum[slot]);
+  uint32_t row = 0;
   if (p.zero_point != nullptr)
-    exact -= (static_cast<uint32_t>(p.row_sum[m]) - static_cast<uint32_t>(p.epilogue.inner) * zero) *
-             static_cast<uint32_t>(p.zero_point[slot]);
-  return static_cast<float>(static_cast<int32_t>(exact)) * p.row_scale[m];
+    row = static_cast<uint32_t>(p.row_sum[m]) -
+          static_cast<uint32_t>(p.epilogue.inner) * static_cast<uint32_t>(p.row_zero[m]);
+  const int32_t exact = without_zero_points(sum, p.row_zero[m], p.column_sum[slot], row,
+                                            p.zero_point != nullptr ? p.zero_point[slot] : 0);
+  return static_cast<float>(exact) * p.row_scale[m];
 }
 
 template <int kRows>
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kMmaThreads) multiply(const Params p, unsigned
   for (int n = static_cast<int>(threadIdx.x); n < kRows * kQuads; n += kMmaThreads) {
     const int r = n / kQuads;
     const int64_t m = group * 16 + r, slot = panel * kPanel;
-    finish_quad(p.epilogue, m, slot, n % kQuads, [&](int quad, float(&h)[kQuad]) {
+    finish_quad(p.epilogue, m, slot, n % kQuads, [&](int quad, float (&h)[kQuad]) {
       for (int j = 0; j < kQuad; ++j)
         h[j] = linear_of(p, m, slot + quad * kQuad + j, sums[r * kSumsPitch + quad * kQuad + j]);
     });

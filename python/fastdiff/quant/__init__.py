@@ -18,6 +18,7 @@ from fastdiff.quant._packing import PackedWeight, pack_weight
 from fastdiff.quant._sparse import load_sparse_delta, sara_state, sparse_checksum, sparse_take
 from fastdiff.quant.dequantize import dequantize
 from fastdiff.quant.fake_quant import fake_quant
+from fastdiff.quant.int8_conv2d import int8_conv2d
 from fastdiff.quant.int8_linear import int8_linear
 from fastdiff.quant.lowrank_apply import lowrank_apply
 from fastdiff.quant.lp_range_search import lp_range_search
@@ -40,6 +41,7 @@ __all__ = [
     "fold_scale",
     "gaussian_teleport",
     "int4_linear",
+    "int8_conv2d",
     "int8_linear",
     "int8_weight_linear",
     "load_sparse_delta",

@@ -31,6 +31,7 @@ class PackedWeight:
         scale: float32 ``[slots]``, or ``[ceil(K / group), slots]``; without elements where nothing is scaled.
         zero_point: int32 or float32 of the shape of scale, or None: all 0.
         column_sum: int32 ``[slots]``, the sums of the stored integers along K; None where no zero point can ask for it.
+        kernel: (kh, kw) of a convolution's weight, whose K is in the order of (kh, kw, C); None: of another layer.
 
     Slots are the rows in the order of the panels, filled up to a multiple of 16 with rows of zeros.
     """
@@ -44,6 +45,7 @@ class PackedWeight:
     column_sum: Tensor | None = None
     gated: bool = False
     group: int = 0
+    kernel: tuple[int, int] | None = None
 
     def to(self, device: torch.device | str) -> PackedWeight:
         """The same weight on another device."""
@@ -75,7 +77,8 @@ class PackedWeight:
 
     def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
         """Everything as tensors, for safetensors; :meth:`from_state_dict` reads it."""
-        numbers = [VERSION, SCHEMES.index(self.scheme), self.rows, self.inner, int(self.gated), self.group]
+        layer = [self.rows, self.inner, int(self.gated), self.group, *(self.kernel or (0, 0))]
+        numbers = [VERSION, SCHEMES.index(self.scheme), *layer]
         return {f"{prefix}{name}": t for name, t in self._tensors().items()} | {
             f"{prefix}format": torch.tensor(numbers)
         }
@@ -88,7 +91,7 @@ class PackedWeight:
             ValueError: another version or an unknown scheme.
             KeyError: a tensor is missing.
         """
-        version, scheme, rows, inner, gated, group = state[f"{prefix}format"].tolist()
+        version, scheme, rows, inner, gated, group, height, width = state[f"{prefix}format"].tolist()
         if version != VERSION or not 0 <= scheme < len(SCHEMES):
             raise ValueError(
                 f"fastdiff.PackedWeight: {prefix}format must be version {VERSION} with a scheme below {len(SCHEMES)}, "
@@ -97,6 +100,7 @@ class PackedWeight:
         return cls(
             SCHEMES[scheme], rows, inner, state[f"{prefix}weight"], state[f"{prefix}scale"],
             state.get(f"{prefix}zero_point"), state.get(f"{prefix}column_sum"), bool(gated), group,
+            (height, width) if height else None,
         )  # fmt: skip
 
 
@@ -153,10 +157,11 @@ def pack_weight(
     if group not in (None, *form.groups):
         allowed = ", ".join(map(str, form.groups)) or "left out"
         raise ValueError(f"fastdiff.pack_weight: group must be {allowed} for {scheme}, got {group}")
+    kernel = (w.shape[2], w.shape[3]) if w.dim() == 4 else None
     if w.dim() > 2:
         w = w.movedim(1, -1).flatten(1)
     sizes = {"group": group or form.groups[0]} if form.groups else {}
-    return form.pack(w.detach(), scale, zero_point, symmetric, gated, **sizes)
+    return replace(form.pack(w.detach(), scale, zero_point, symmetric, gated, **sizes), kernel=kernel)
 
 
 # ---- panels ----------------------------------------------------------------------------------------------------
