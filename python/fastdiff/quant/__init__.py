@@ -13,6 +13,15 @@ from fastdiff.quant._calibration import (
     smoothquant_scales,
 )
 from fastdiff.quant._epilogue import LowRank
+from fastdiff.quant._layers import QuantConv2d, QuantLayer, QuantLinear
+from fastdiff.quant._model import (
+    LayerReport,
+    QuantConfig,
+    load_quantized_,
+    quantize_,
+    save_quantized,
+    set_timestep,
+)
 from fastdiff.quant._named import bf16_linear, int4_linear, int8_weight_linear
 from fastdiff.quant._packing import PackedWeight, pack_weight
 from fastdiff.quant._sparse import load_sparse_delta, sara_state, sparse_checksum, sparse_take
@@ -30,8 +39,13 @@ from fastdiff.quant.weight_linear import weight_linear
 __all__ = [
     "Collector",
     "EmaRange",
+    "LayerReport",
     "LowRank",
     "PackedWeight",
+    "QuantConfig",
+    "QuantConv2d",
+    "QuantLayer",
+    "QuantLinear",
     "RangeTable",
     "affine_parameters",
     "bf16_linear",
@@ -44,15 +58,19 @@ __all__ = [
     "int8_conv2d",
     "int8_linear",
     "int8_weight_linear",
+    "load_quantized_",
     "load_sparse_delta",
     "lowrank_apply",
     "lp_range_search",
     "migrate",
     "pack_weight",
+    "quantize_",
     "quantize_per_token",
     "quantize_static",
     "sample_timesteps",
     "sara_state",
+    "save_quantized",
+    "set_timestep",
     "smoothquant_scales",
     "sparse_checksum",
     "sparse_fill",

@@ -51,6 +51,11 @@ class PackedWeight:
         """The same weight on another device."""
         return self._changed(lambda t: t.to(device))
 
+    def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> PackedWeight:
+        """The same form with tensors of these names, such as a module's buffers; others are ignored."""
+        replaced: dict[str, Any] = {name: tensors[name] for name in self._tensors()}
+        return replace(self, **replaced)
+
     def _changed(self, change: Callable[[Tensor], Tensor]) -> PackedWeight:
         changed: dict[str, Any] = {name: change(t) for name, t in self._tensors().items()}
         return replace(self, **changed)

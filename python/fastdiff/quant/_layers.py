@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantised layers as modules: what quantize_() puts in the places of nn.Linear and nn.Conv2d."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.quant._packing import PackedWeight
+from fastdiff.quant.int8_conv2d import int8_conv2d
+from fastdiff.quant.int8_linear import int8_linear
+from fastdiff.quant.weight_linear import weight_linear
+
+Layer = nn.Linear | nn.Conv2d
+
+
+class QuantLayer(nn.Module):
+    """A packed weight, and how activations become integers; all of its tensors are buffers.
+
+    Attributes:
+        packed: the weight.
+        bits: of activations; 0: they stay as they are.
+        timesteps: those that ranges were collected at, in the order of the tables; empty: one range or none.
+    """
+
+    bias: Tensor | None
+    x_scale: Tensor | None
+    x_zero_point: Tensor | None
+    step: Tensor | None
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None, bits: int) -> None:
+        super().__init__()
+        for name, t in packed.state_dict().items():
+            self.register_buffer(name, t)
+        self.register_buffer("settings", torch.tensor([bits]))
+        for name, value in (
+            ("bias", bias),
+            ("x_scale", None),
+            ("x_zero_point", None),
+            ("timesteps_seen", None),
+        ):
+            self.register_buffer(name, value)
+        self.register_buffer("step", None, persistent=False)
+        self.bits, self.timesteps = bits, ()
+        self._like = packed
+
+    @property
+    def packed(self) -> PackedWeight:
+        return self._like.with_tensors(self._buffers)
+
+    def set_ranges(
+        self, scale: Tensor, zero_point: Tensor, timesteps: Tensor | None = None, step: Tensor | None = None
+    ) -> None:
+        """Quantise activations by these ranges from now on.
+
+        Args:
+            scale, zero_point: float32 and int32 ``[1]``, or ``[T]``, one for each of the timesteps.
+            timesteps: int64 ``[T]``.
+            step: int64 ``[1]``: the number of the row that counts; layers may share it.
+        """
+        self.x_scale, self.x_zero_point = scale.reshape(-1), zero_point.reshape(-1)
+        self.timesteps_seen, self.step = timesteps, step
+        self.timesteps = () if timesteps is None else tuple(timesteps.tolist())
+
+    def ranges(self) -> dict[str, Any]:
+        """The arguments of the operators; a row of a table is picked on the device."""
+        if self.x_scale is None or self.x_zero_point is None:
+            return {}
+        if self.step is None:
+            return {"x_scale": self.x_scale, "x_zero_point": self.x_zero_point}
+        return {"x_scale": self.x_scale[self.step], "x_zero_point": self.x_zero_point[self.step]}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
+        """Scales stay float32, whatever dtype the model is converted to; the bias follows the model."""
+
+        def keep_dtype(t: Tensor) -> Tensor:
+            changed = fn(t)
+            return changed if t is self.bias or changed.dtype == t.dtype else t.to(changed.device)
+
+        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def extra_repr(self) -> str:
+        packed = self._like
+        ranges = "dynamic" if self.x_scale is None else "static" if self.step is None else "of timesteps"
+        activations = f"of {self.bits} bits, {ranges}" if self.bits else "as they are"
+        return f"{packed.inner} -> {packed.outputs}, {packed.scheme}, activations {activations}"
+
+
+class QuantLinear(QuantLayer):
+    """:class:`torch.nn.Linear` by :func:`int8_linear`, or with weights alone in few bits by :func:`weight_linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[..., K]`` to ``[..., N]``."""
+        if self.bits == 0:
+            return weight_linear(x, self.packed, self.bias)
+        return int8_linear(x, self.packed, self.bias, bits=self.bits, **self.ranges())
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)
+
+
+class QuantConv2d(QuantLayer):
+    """:class:`torch.nn.Conv2d` by :func:`int8_conv2d`."""
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None, bits: int, conv: nn.Conv2d) -> None:
+        super().__init__(packed, bias, bits)
+        self.stride, self.padding, self.dilation = map(_pair, (conv.stride, conv.padding, conv.dilation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[B, C, H, W]`` to ``[B, N, OH, OW]``."""
+        return int8_conv2d(
+            x, self.packed, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation,
+            bits=self.bits, **self.ranges(),
+        )  # fmt: skip
+
+
+def quantized_like(module: Layer, packed: PackedWeight, bits: int) -> QuantLayer:
+    """The layer that does what ``module`` does, with this weight."""
+    bias = None if module.bias is None else module.bias.detach()
+    if isinstance(module, nn.Conv2d):
+        return QuantConv2d(packed, bias, bits, module)
+    return QuantLinear(packed, bias, bits)
