@@ -149,6 +149,7 @@ def quantized(
         return x, x_scale.reshape(-1, 1), zero.reshape(-1, 1)
     x = x.float().reshape(-1, x.shape[-1])
     lowest, highest = -127.0, 127.0
+    levels = torch.full((1, 1), 127.0)  # 127 / x is 127 times the reciprocal of x, which is rounded twice
     if x_scale is not None:
         scale, zero = x_scale.reshape(-1, 1), torch.zeros(1, 1)
         lowest = 0.0 if bits == 7 else -127.0
@@ -158,11 +159,11 @@ def quantized(
         inverse = 1 / scale
     elif bits == 8:
         range_ = x.abs().amax(1, keepdim=True).clamp_min(2.0**-100)
-        scale, inverse, zero = range_ / 127, 127 / range_, torch.zeros(1, 1)
+        scale, inverse, zero = range_ / 127, levels / range_, torch.zeros(1, 1)
     else:
         least = x.amin(1, keepdim=True).clamp_max(0)
         range_ = (x.amax(1, keepdim=True).clamp_min(0) - least).clamp_min(2.0**-100)
-        scale, inverse = range_ / 127, 127 / range_
+        scale, inverse = range_ / 127, levels / range_
         zero, lowest = (-least * inverse).round(), 0.0
     q = (x * inverse).clamp(lowest - zero, highest - zero).round() + zero
     broken = q.isnan().any(1, keepdim=True)
