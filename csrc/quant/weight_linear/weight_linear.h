@@ -63,8 +63,10 @@ struct Params {
   int64_t group = 0;
   int64_t panel_bytes = 0;
   // Scratch memory.
-  float* blocks = nullptr;  // x as [ceil(K / 512)][M][528], the ends of rows filled up with zeros to 8
-  float* rows = nullptr;    // [parts][4][K]: rows for the branch
+  // x as [ceil(K / 512)][M][528], the ends of rows filled up with zeros to 8; or, for tiles of AMX and on
+  // CUDA, as [M / 16][K / 32][16][32] of its dtype, on CUDA also of float32, filled up with zeros to 64.
+  float* blocks = nullptr;
+  float* rows = nullptr;  // [parts][4][K]: rows for the branch
 
   constexpr int64_t padded_inner() const { return quant::round_up(epilogue.inner, kEight); }
   constexpr int64_t block_count() const { return quant::round_up(epilogue.inner, kBlock) / kBlock; }

@@ -1,6 +1,133 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/launch.cuh"
-#include "quant/weight_linear/weight_linear_math.h"
+// weight_linear on CUDA: a block copies a row to tiles, then blocks multiply on the tensor cores, or in
+// float32 where x is, or where weights of bfloat16 meet float16, which cannot hold them.
+#include "quant/weight_linear/weight_linear_mma.cuh"
+
 namespace fastdiff::weight_linear {
-void launch_cuda(const Params&, int, void*) {}
+namespace {
+
+constexpr int kRowThreads = 128;
+
+bool multiplies_floats(const Params& p) {
+  return p.x.dtype == DType::f32 || (p.x.dtype == DType::f16 && p.scheme == Scheme::bf16);
+}
+
+// Row m as part of tiles [M / 16][steps][16][32], of its dtype or of float32; an even number of steps.
+__global__ void __launch_bounds__(kRowThreads) write_rows(const Params p, bool as_floats) {
+  const int64_t m = blockIdx.x, at = p.x.at(m), steps = 2 * pieces_of(p);
+  const auto stored = [&](int64_t k) { return load_as<float>(p.x.data, p.x.dtype, at + k * p.x.element); };
+  for (int64_t k = threadIdx.x; k < steps * kStep; k += kRowThreads) {
+    const float x = k < p.epilogue.inner ? stored(k) : 0.0f;
+    const int64_t to = ((m / 16 * steps + k / kStep) * 16 + m % 16) * kStep + k % kStep;
+    store_as(p.blocks, as_floats ? DType::f32 : p.x.dtype, to, x);
+  }
+  shrink_row(p.epilogue, m, kRowThreads / kWarp, stored);
+}
+
+// ---- in float32: 64 rows by 64 columns, a thread has 4 by 4 of them ---------------------------------
+
+constexpr int kFloatThreads = 256, kFloatRows = 64;
+
+template <Scheme kScheme, bool kHasZero>
+__global__ void __launch_bounds__(kFloatThreads) multiply_floats(const Params p, unsigned columns) {
+  constexpr int kWords = words_of_eight(kScheme), kPitch = kTilePitch;
+  __shared__ float x[kFloatRows][kStep + 1], w[kStep][kPitch], linear[kFloatRows][kPitch];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t group = blockIdx.x / columns * (kFloatRows / 16), panel = blockIdx.x % columns * kTilePanels;
+  const int64_t groups = (p.epilogue.rows + 15) / 16, steps = steps_of(p), slots = p.epilogue.slots;
+  // A thread decodes eight neighbours along K of a column.
+  const int own = thread % kTileColumns, eight = thread / kTileColumns;
+  const int64_t slot = panel * kPanel + own;
+  const char* const words = p.weight + slot / kPanel * p.panel_bytes + own % kPanel * 4;
+  const int r0 = thread / 16 * 4, c0 = thread % 16 * 4;
+  float sum[4][4] = {};
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int n = thread; n < kFloatRows * kStep; n += kFloatThreads) {
+      const int r = n / kStep, k = n % kStep;
+      const int64_t tile = (group + r / 16) * (2 * pieces_of(p)) + step;
+      x[r][k] = group + r / 16 < groups ? p.blocks[(tile * 16 + r % 16) * kStep + k] : 0.0f;
+    }
+    if (slot < slots) {
+      const int64_t at = (kScheme == Scheme::int4 ? step * kStep / p.group : 0) * slots + slot;
+      const float scale = kScheme == Scheme::int4 ? p.scale[at] : 0.0f;
+      float zero = 0.0f;
+      if constexpr (kHasZero)
+        zero = kScheme == Scheme::int4 ? p.zero_point[at] : static_cast<float>(p.integers[at]);
+      const auto word = [&](int i) {
+        return *reinterpret_cast<const uint32_t*>(words + ((step * 4 + eight) * kWords + i) * kWordRow);
+      };
+      const auto put = [&](int k, float q) {
+        w[eight * kEight + k][own] = weight_of<kScheme, kHasZero>(q, zero, scale);
+      };
+      put(0, stored<kScheme, 0>(word)), put(1, stored<kScheme, 1>(word));
+      put(2, stored<kScheme, 2>(word)), put(3, stored<kScheme, 3>(word));
+      put(4, stored<kScheme, 4>(word)), put(5, stored<kScheme, 5>(word));
+      put(6, stored<kScheme, 6>(word)), put(7, stored<kScheme, 7>(word));
+    } else {
+      for (int k = 0; k < kEight; ++k) w[eight * kEight + k][own] = 0.0f;
+    }
+    __syncthreads();
+    for (int k = 0; k < kStep; ++k)
+      for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < 4; ++j) sum[i][j] = fma_(x[r0 + i][k], w[k][c0 + j], sum[i][j]);
+    __syncthreads();
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) linear[r0 + i][c0 + j] = sum[i][j];
+  __syncthreads();
+  constexpr int kQuads = kTileColumns / kQuad;
+  for (int n = thread; n < kFloatRows * kQuads; n += kFloatThreads) {
+    const int r = n / kQuads;
+    finish_quad(p.epilogue, group * 16 + r, panel * kPanel, n % kQuads, [&](int quad, float (&h)[kQuad]) {
+      for (int j = 0; j < kQuad; ++j) h[j] = linear[r][quad * kQuad + j];
+    });
+  }
+}
+
+// ---- launch -----------------------------------------------------------------------------------------
+
+template <Scheme kScheme, bool kHasZero>
+void launch_floats(const Params& p, cudaStream_t stream) {
+  const unsigned columns = blocks_for(p.epilogue.slots, kTileColumns);
+  const int64_t rows = (p.epilogue.rows + kFloatRows - 1) / kFloatRows;
+  launch(multiply_floats<kScheme, kHasZero>, dim3(blocks_for(rows * columns, 1)), dim3(kFloatThreads), 0,
+         stream, p, columns);
+}
+
+template <Scheme kScheme, bool kHasZero, bool kBf16>
+void launch_mma(const Params& p, cudaStream_t stream) {
+  if (p.epilogue.rows <= kFewRows) {
+    launch(multiply_few<kScheme, kHasZero, kBf16>, dim3(blocks_for(p.epilogue.slots, kFewColumns)),
+           dim3(kMmaThreads), 0, stream, p);
+    return;
+  }
+  const unsigned columns = blocks_for(p.epilogue.slots, kTileColumns);
+  const int64_t rows = (p.epilogue.rows + kTileRows - 1) / kTileRows;
+  launch(multiply_tile<kScheme, kHasZero, kBf16>, dim3(blocks_for(rows * columns, 1)), dim3(kMmaThreads),
+         Stage<kScheme>::kSmem, stream, p, columns);
+}
+
+template <Scheme kScheme, bool kHasZero>
+void launch_products(const Params& p, cudaStream_t stream) {
+  if (multiplies_floats(p)) return launch_floats<kScheme, kHasZero>(p, stream);
+  if (p.x.dtype == DType::bf16) return launch_mma<kScheme, kHasZero, true>(p, stream);
+  if constexpr (kScheme != Scheme::bf16) launch_mma<kScheme, kHasZero, false>(p, stream);
+}
+
+}  // namespace
+
+void launch_cuda(const Params& params, int device, void* stream) {
+  const OnDevice on(device);
+  const auto at = static_cast<cudaStream_t>(stream);
+  launch_vectors(params.epilogue, at);
+  launch(write_rows, dim3(blocks_for(params.epilogue.rows, 1)), dim3(kRowThreads), 0, at, params,
+         multiplies_floats(params));
+  if (params.scheme == Scheme::bf16) return launch_products<Scheme::bf16, false>(params, at);
+  if (params.scheme == Scheme::int8)
+    return params.integers != nullptr ? launch_products<Scheme::int8, true>(params, at)
+                                      : launch_products<Scheme::int8, false>(params, at);
+  return params.zero_point != nullptr ? launch_products<Scheme::int4, true>(params, at)
+                                      : launch_products<Scheme::int4, false>(params, at);
+}
+
 }  // namespace fastdiff::weight_linear

@@ -55,6 +55,8 @@ void check(const Arguments& a) {
   check_packed(kOp, "weight", a.weight, kTypes[a.scheme],
                static_cast<Scheme>(a.scheme) == Scheme::int4 ? numel / 2 : numel, x);
   check_scales(a, slots);
+  if (x.device.type == DeviceType::cuda && reinterpret_cast<uintptr_t>(a.weight.data) % 16 != 0)
+    refuse("weight must be aligned to 16 bytes on CUDA");
 }
 
 Params prepare(const Arguments& a, const TensorView& y) {
@@ -89,6 +91,7 @@ int64_t place_cpu(Params& p, const Team& team, void* scratch) {
 int64_t place_cuda(Params& p, void* scratch) {
   Cut cut(scratch);
   place(p.epilogue, cut);
+  p.blocks = cut.take<float>(round_up(p.epilogue.rows, 16) * round_up(p.epilogue.inner, kPiece));
   return cut.bytes();
 }
 

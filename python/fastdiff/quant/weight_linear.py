@@ -79,9 +79,10 @@ def weight_linear(
     way; nothing of its full size is ever written. :func:`int8_weight_linear`, :func:`int4_linear` and
     :func:`bf16_linear` are the same for one scheme each.
 
-    Activations and weights are widened to float32, as are products and sums. On CPUs with the tiles of AMX, and on
-    CUDA, activations in 16 bits stay as they are and weights are rounded to their dtype: exact for integers with a
-    scale for each row, a relative error of 2⁻⁹ (bfloat16) or 2⁻¹² (float16) for each weight of ``"int4"``.
+    Activations and weights are widened to float32, as are products and sums. Where a CPU has the tiles of AMX, rows of
+    bfloat16 stay as they are and weights are rounded to it: exact for integers with a scale for each row, a relative
+    error up to 2⁻⁹ for each weight of ``"int4"``. On CUDA rows of 16 bits stay as they are, and q − zero_point is
+    rounded to their dtype: exact for whole numbers up to 256.
 
     Args:
         x: ``[..., K]`` float32, float16 or bfloat16. Any strides.
@@ -153,9 +154,9 @@ def reference(
 def tolerance(
     x: Tensor, packed: PackedWeight, bias: Tensor | None = None, **options: Any
 ) -> dict[str, float]:
-    """float32; where tiles and tensor cores multiply, weights of int4 are rounded to the dtype of x."""
-    terms = {torch.bfloat16: 2**15, torch.float16: 2**12}.get(x.dtype, 0) if packed.scheme == "int4" else 0
-    return {"scale": magnitude(x, packed, bias, **options), "terms": 16 + terms}
+    """float32; where the tiles of AMX multiply, weights of int4 are rounded to bfloat16."""
+    rounded = packed.scheme == "int4" and x.dtype == torch.bfloat16
+    return {"scale": magnitude(x, packed, bias, **options), "terms": 2**15 if rounded else 16}
 
 
 def dlpack_arguments(
