@@ -153,6 +153,7 @@ RIVALS = {
     "int8_linear": {"eager"},
     "int8_conv2d": {"eager", "FBGEMM", "oneDNN"},
     "fake_quant": {"eager", "torch.compile", "torch.fake_quantize"},
+    "weight_linear": {"eager", "torch.compile", "F.linear"},
 }
 
 

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of weight_linear: layers of a DiT and of a text encoder with weights in 8, 4 and 16 bits.
+
+Eager code dequantises the weight and multiplies; F.linear starts from the whole weight in the dtype of the activations,
+which takes two to eight times the memory. torch's own kernels for packed weights are peers where they take the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from fastdiff import PackedWeight, pack_weight, weight_linear
+from fastdiff.bench import linear_step_peers as peers
+from fastdiff.bench.kit import OURS, Case, Check, Contender, Target, Verdict, close_to
+from fastdiff.quant.weight_linear import reference
+from torch import Tensor
+from torch.nn.functional import linear
+
+OP = "weight_linear"
+EAGER, COMPILED, WHOLE, PEER = "eager", "torch.compile", "F.linear", "torch, packed"
+
+SMALL = (96, 128)
+WEIGHTS = (SMALL, (4608, 1152), (4096, 4096))  # [N, K]
+ROWS = (1, 16, 256, 1024)
+DTYPES = (torch.float32, torch.bfloat16)
+SCHEMES = ("int8", "int4", "bf16")
+GROUP = 64
+
+
+def cases() -> list[Case]:
+    """All cases of this op, the smallest shapes first."""
+    return [
+        Case(
+            op=OP,
+            name=f"{scheme}_{m}",
+            title=f"weight of {scheme}, {m} rows",
+            shape=shape,
+            dtype=dtype,
+            tensors=1,
+            build=_contenders(scheme, m, shape, dtype),
+            targets=() if shape == SMALL else _targets(scheme, m, dtype),
+        )
+        for shape in WEIGHTS
+        for m in (ROWS if shape != SMALL else (5,))
+        for dtype in DTYPES
+        for scheme in SCHEMES
+    ]
+
+
+def _targets(scheme: str, m: int, dtype: torch.dtype) -> tuple[Target, ...]:
+    """Never slower than torch's packed kernels, or than the whole weight in bfloat16; few rows are bound by memory."""
+    targets = [Target(EAGER, factor=1.0), Target(PEER, factor=1.0)]
+    if dtype == torch.bfloat16:
+        targets.append(Target(WHOLE, factor=1.0))
+    elif m == 1:
+        targets.append(Target(WHOLE, factor={"int8": 3.0, "int4": 6.0, "bf16": 1.8}[scheme]))
+    return tuple(targets)
+
+
+def _near(want: Tensor, error: float) -> Check:
+    """A check: the relative error, as a whole, is at most so much."""
+
+    def check(got: Sequence[Tensor]) -> Verdict:
+        measured = float((got[0].double() - want).norm() / want.norm())
+        return Verdict(
+            measured, None if measured <= error else f"relative error {measured:.1e}, allowed {error:.1e}"
+        )
+
+    return check
+
+
+def _contenders(
+    scheme: str, m: int, shape: tuple[int, int], dtype: torch.dtype
+) -> Callable[[torch.device], list[Contender]]:
+    n, k = shape
+
+    def build(device: torch.device) -> list[Contender]:
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(m, k, generator=g).to(device, dtype)
+        packed = pack_weight(torch.randn(n, k, generator=g) / k**0.5, scheme)
+        w = packed.dequantize()
+        want = reference(x.cpu(), packed, dtype=torch.float32).double().to(device)
+        check = _near(want, 1e-5 if dtype == torch.float32 else 0.01)
+        packed, plain = packed.to(device), w.to(device, dtype)
+        integers, scale = _integers(w, packed, device)
+
+        def eager(x: Tensor, q: Tensor, scale: Tensor) -> Sequence[Tensor]:
+            groups = q.view(q.shape[0], scale.shape[1], -1).to(x.dtype)
+            return (linear(x, (groups * scale[..., None].to(x.dtype)).view_as(q)),)
+
+        given = [x, integers, scale]
+        return [
+            Contender(EAGER, peers.with_tensors(eager, given, []), check),
+            Contender(COMPILED, peers.compiled(eager, given, []), check),
+            Contender(WHOLE, lambda: (linear(x, plain),), check),
+            *_peer(scheme, x, integers, scale, check),
+            Contender(
+                OURS,
+                lambda: (weight_linear(x, packed),),
+                close_to([want], roundoffs=64.0 if dtype == torch.float32 else 4.0),
+                rival=None,
+            ),
+        ]
+
+    return build
+
+
+def _integers(w: Tensor, packed: PackedWeight, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same weight as torch would hold it: integers ``[N, K]`` and scales ``[N, groups]``."""
+    n, k = w.shape
+    if packed.scheme == "bf16":
+        return w.bfloat16().to(device), torch.ones(n, 1, device=device)
+    scale = packed.scale.view(-1, packed.scale.shape[-1]).T[:n].contiguous()
+    q = (w.view(n, scale.shape[1], -1) / scale[..., None]).round().to(torch.int8)
+    return q.view(n, k).to(device), scale.to(device)
+
+
+def _peer(scheme: str, x: Tensor, q: Tensor, scale: Tensor, check: Check) -> list[Contender]:
+    """What torch has on the CPU for weights of integers."""
+    if x.device.type != "cpu" or scheme == "bf16":
+        return []
+    if scheme == "int8":
+        scales = scale[:, 0].to(x.dtype)
+        return [Contender(PEER, lambda: (torch._weight_int8pack_mm(x, q, scales),), check)]
+    packed = torch._convert_weight_to_int4pack_for_cpu(q.int() + 8, 1)
+    both = torch.stack((scale.T, torch.zeros_like(scale.T)), -1).to(x.dtype).contiguous()
+    return [
+        Contender(PEER, lambda: (torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, both),), check),
+    ]
