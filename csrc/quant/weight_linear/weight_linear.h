@@ -3,12 +3,13 @@
 //
 //   y = epilogue(sum_k x[m, k] w[n, k]), quant/epilogue.h
 //   int8   w = q - zero[n], the scale of a row in the epilogue
-//   int4   w = (q - zero[g, n]) scale[g, n] for group g = k / group
+//   int4   w = (q - zero[g, n]) scale[g, n] for group g = k / group: the scale is that of the group's sum
 //   bf16   w as it is
 //
-// x is widened to float32 and so are all products and sums: fma in the order of k over 512 elements, and over
-// those sums in theirs. So a row's bits depend on no other row, on no instruction set and on no thread count.
-// With the tiles of AMX x stays bfloat16, w is rounded to it (exact but for int4), and the order is theirs.
+// x is widened to float32 and so are all products and sums: fma in the order of k over a group, or 512
+// elements, and over those sums in theirs. So a row's bits depend on no other row, on no instruction set and
+// on no thread count. With the tiles of AMX x stays bfloat16, w is rounded to it (exact but for int4), and
+// the order is theirs.
 //
 // Floor, per thread of a CPU of 3 GHz: 2 M N K / (32 operations a cycle with AVX2, 64 with AVX-512, 1024 with
 // AMX); below 8 rows or so the weight from memory: N K bytes, half of them for int4, twice as many for bf16.

@@ -64,21 +64,24 @@ class Tiles {
     if constexpr (kAsTheyLie) return p_.weight + panel * p_.panel_bytes + step * kTileBytes;
     Columns<kScheme, kHasZero> columns(p_, panel * kPanel);
     char* at = to;
-    each_group<kScheme>(
-        p_, step * kTileStep, (step + steps) * kTileStep, [&](int64_t group) { columns.begin_group(group); },
-        [&](int64_t begin, int64_t end) {
-          for (int64_t eight = begin; eight < end; ++eight) {
-            FloatLanes even;
-            columns.eight(eight, [&](int k, FloatLanes w) {
-              if (k % 2 == 0) {
-                even = w;
-              } else {
-                store_pairs(at, even, w);
-                at += kWordRow;
-              }
-            });
-          }
-        });
+    each_group<kScheme>(p_, step * kTileStep, (step + steps) * kTileStep,
+                        [&](int64_t begin, int64_t end, int64_t group) {
+                          columns.begin_group(group);
+                          const auto scaled = [&](FloatLanes w) {
+                            return kScheme == Scheme::int4 ? mul(w, columns.scale()) : w;
+                          };
+                          for (int64_t element = begin; element < end; element += kEight) {
+                            FloatLanes even;
+                            columns.eight(element / kEight, [&](int k, FloatLanes w) {
+                              if (k % 2 == 0) {
+                                even = scaled(w);
+                              } else {
+                                store_pairs(at, even, scaled(w));
+                                at += kWordRow;
+                              }
+                            });
+                          }
+                        });
     return to;
   }
 

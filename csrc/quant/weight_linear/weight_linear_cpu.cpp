@@ -50,29 +50,22 @@ class Few {
       const float* x[kRows];  // the last row again where there are fewer
       for (int r = 0; r < kRows; ++r)
         x[r] = p_.block_of(block, std::min<int64_t>(r, rows - 1)) - block * kBlock;
-      V sum[kRows][kColumns];
-      for (auto& row : sum)
-        for (auto& s : row) s = splat<V>(0.0f);
-      each_group<kScheme>(
-          p_, block * kBlock, std::min<int64_t>((block + 1) * kBlock, inner),
-          [&](int64_t group) {
-            for (auto& column : columns) column.begin_group(group);
-          },
-          [&](int64_t first, int64_t last) {
-            for (int64_t eight = first; eight < last; ++eight)
+      const int64_t end = std::min<int64_t>((block + 1) * kBlock, inner);
+      each_group<kScheme>(p_, block * kBlock, end, [&](int64_t first, int64_t last, int64_t group) {
+        for (auto& column : columns) column.begin_group(group);
+        V sum[kRows][kColumns];
+        for (auto& row : sum)
+          for (auto& s : row) s = splat<V>(0.0f);
+        for (int64_t k = first; k < last; k += kEight)
 #pragma GCC unroll 16
-              for (int c = 0; c < kColumns; ++c)
-                columns[c].eight(eight, [&](int k, V w) {
+          for (int c = 0; c < kColumns; ++c)
+            columns[c].eight(k / kEight, [&](int j, V w) {
 #pragma GCC unroll 8
-                  for (int r = 0; r < kRows; ++r)
-                    sum[r][c] = fma_(splat<V>(x[r][eight * kEight + k]), w, sum[r][c]);
-                });
-          });
-      for (int r = 0; r < kRows; ++r)
-        for (int c = 0; c < kColumns; ++c) {
-          float* const total = sums_[r] + c * kWide;
-          Floats::store(total, block == 0 ? sum[r][c] : add(Floats::load(total), sum[r][c]));
-        }
+              for (int r = 0; r < kRows; ++r) sum[r][c] = fma_(splat<V>(x[r][k + j]), w, sum[r][c]);
+            });
+        for (int r = 0; r < kRows; ++r)
+          for (int c = 0; c < kColumns; ++c) columns[c].join(sums_[r] + c * kWide, sum[r][c], first == 0);
+      });
     }
     for (int64_t m = 0; m < std::min<int64_t>(kRows, rows); ++m)
       for (int n = 0; n < kPanels; n += kPair)
@@ -99,54 +92,70 @@ class Many {
   explicit Many(const Params& p) : p_(p) {}
 
   void add_block(int64_t first, int64_t rows, int64_t panel, int panels, int64_t k, float* sums) {
-    const int64_t depth = std::min<int64_t>(kBlock, p_.padded_inner() - k);
-    for (int n = 0; n < panels; ++n) decode(panel + n, k, k + depth, weights_[n]);
-    const float* const x = p_.block_of(k / kBlock, first);
+    const int64_t end = std::min<int64_t>(k + kBlock, p_.padded_inner());
+    for (int n = 0; n < panels; ++n) decode(panel + n, k, end, weights_[n]);
     for (int n = 0; n < panels; n += kPanelsAtOnce) {
+      const Factors f{p_.block_of(k / kBlock, first), weights_[n], end - k, k, (panel + n) * kPanel};
       if (panels - n >= kPanelsAtOnce) {
-        multiply<kPanelsAtOnce>(x, rows, weights_[n], depth, k > 0, sums + n * kPanel);
+        some<kMostRows, kPanelsAtOnce>(f, rows, sums + n * kPanel);
       } else {
-        multiply<1>(x, rows, weights_[n], depth, k > 0, sums + n * kPanel);
+        some<kMostRows, 1>(f, rows, sums + n * kPanel);
       }
     }
   }
 
  private:
+  struct Factors {
+    const float* x;
+    const float* w;        // [panels][512][16]
+    int64_t depth, first;  // elements, of which the first is that of the layer
+    int64_t slot;
+  };
+
   // to[k][16] of a panel.
   void decode(int64_t panel, int64_t begin, int64_t end, float* to) const {
     Columns<kScheme, kHasZero> columns[kRegisters];
     for (int c = 0; c < kRegisters; ++c) columns[c] = {p_, panel * kPanel + c * kWide};
-    each_group<kScheme>(
-        p_, begin, end,
-        [&](int64_t group) {
-          for (auto& column : columns) column.begin_group(group);
-        },
-        [&](int64_t first, int64_t last) {
-          for (int64_t eight = first; eight < last; ++eight, to += kEight * kPanel)
-            for (int c = 0; c < kRegisters; ++c)
-              columns[c].eight(eight, [&](int k, V w) { Floats::store(to + k * kPanel + c * kWide, w); });
-        });
+    each_group<kScheme>(p_, begin, end, [&](int64_t first, int64_t last, int64_t group) {
+      for (auto& column : columns) column.begin_group(group);
+      for (int64_t k = first; k < last; k += kEight, to += kEight * kPanel)
+        for (int c = 0; c < kRegisters; ++c)
+          columns[c].eight(k / kEight, [&](int j, V w) { Floats::store(to + j * kPanel + c * kWide, w); });
+    });
   }
 
-  template <int kPanels>
-  static void multiply(const float* x, int64_t rows, const float* w, int64_t depth, bool more, float* sums) {
-    for (; rows >= kMostRows; rows -= kMostRows, x += kMostRows * kBlockStride, sums += kMostRows * kSumsRow)
-      product<kMostRows, kPanels>(x, w, depth, more, sums);
-    rest<kMostRows / 2, kPanels>(x, rows, w, depth, more, sums);
-  }
-
+  // As many rows at a time as there are, then half as many.
   template <int kRows, int kPanels>
-  static void rest(const float* x, int64_t rows, const float* w, int64_t depth, bool more, float* sums) {
-    if constexpr (kRows > 0) {
-      for (; rows >= kRows; rows -= kRows, x += kRows * kBlockStride, sums += kRows * kSumsRow)
-        product<kRows, kPanels>(x, w, depth, more, sums);
-      rest<kRows / 2, kPanels>(x, rows, w, depth, more, sums);
-    }
+  void some(Factors f, int64_t rows, float* sums) const {
+    for (; rows >= kRows; rows -= kRows, f.x += kRows * kBlockStride, sums += kRows * kSumsRow)
+      product<kRows, kPanels>(f, sums);
+    if constexpr (kRows > 1) some<kRows / 2, kPanels>(f, rows, sums);
   }
 
-  // sums[kRows][32] (+)= x w with w [kPanels][512][16]
+  // sums[kRows][32] (+)= x w
   template <int kRows, int kPanels>
-  static void product(const float* x, const float* w, int64_t depth, bool more, float* sums) {
+  void product(const Factors& f, float* sums) const {
+    constexpr int kColumns = kPanels * kRegisters;
+    each_group<kScheme>(p_, f.first, f.first + f.depth, [&](int64_t begin, int64_t end, int64_t group) {
+      V sum[kRows][kColumns];
+      const int64_t k = begin - f.first;
+      multiply<kRows, kPanels>(f.x + k, f.w + k * kPanel, end - begin, sum);
+      for (int c = 0; c < kColumns; ++c) {
+        V scale = splat<V>(0.0f);
+        if constexpr (kScheme == Scheme::int4)
+          scale = Floats::load(p_.scale + group * p_.epilogue.slots + f.slot + c * kWide);
+        for (int r = 0; r < kRows; ++r) {
+          float* const total = sums + r * kSumsRow + c * kWide;
+          Floats::store(total, joined<kScheme>(sum[r][c], scale, Floats::load(total), begin == 0));
+        }
+      }
+    });
+  }
+
+  // By itself, so that the compiler has no reason to keep a sum in memory.
+  template <int kRows, int kPanels>
+  [[gnu::noinline]] static void multiply(const float* x, const float* w, int64_t depth,
+                                         V (&sums)[kRows][kPanels * kRegisters]) {
     constexpr int kColumns = kPanels * kRegisters;
     V sum[kRows][kColumns];
     for (auto& row : sum)
@@ -155,7 +164,8 @@ class Many {
       V columns[kColumns];
 #pragma GCC unroll 4
       for (int c = 0; c < kColumns; ++c)
-        columns[c] = Floats::load(w + c / kRegisters * (kBlock * kPanel) + c % kRegisters * kWide);
+        columns[c] =
+            in_register(Floats::load(w + c / kRegisters * (kBlock * kPanel) + c % kRegisters * kWide));
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
         const V factor = splat<V>(x[r * kBlockStride + k]);
@@ -164,10 +174,7 @@ class Many {
       }
     }
     for (int r = 0; r < kRows; ++r)
-      for (int c = 0; c < kColumns; ++c) {
-        float* const total = sums + r * kSumsRow + c * kWide;
-        Floats::store(total, more ? add(Floats::load(total), sum[r][c]) : sum[r][c]);
-      }
+      for (int c = 0; c < kColumns; ++c) sums[r][c] = sum[r][c];
   }
 
   const Params& p_;

@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(kFloatThreads) multiply_floats(const Params p,
         return *reinterpret_cast<const uint32_t*>(words + ((step * 4 + eight) * kWords + i) * kWordRow);
       };
       const auto put = [&](int k, float q) {
-        w[eight * kEight + k][own] = weight_of<kScheme, kHasZero>(q, zero, scale);
+        const float weight = weight_of<kHasZero>(q, zero);
+        w[eight * kEight + k][own] = kScheme == Scheme::int4 ? weight * scale : weight;
       };
       put(0, stored<kScheme, 0>(word)), put(1, stored<kScheme, 1>(word));
       put(2, stored<kScheme, 2>(word)), put(3, stored<kScheme, 3>(word));

@@ -22,11 +22,17 @@ FASTDIFF_HD auto stored(const Words& word) {
   }
 }
 
-// Of int4 the group's scale is applied here, that of int8 in the epilogue.
-template <Scheme kScheme, bool kHasZero, class V>
-FASTDIFF_HD V weight_of(V q, V zero, V scale) {
-  const V w = kHasZero ? sub(q, zero) : q;
-  return kScheme == Scheme::int4 ? mul(w, scale) : w;
+// Before it is scaled.
+template <bool kHasZero, class V>
+FASTDIFF_HD V weight_of(V q, V zero) {
+  return kHasZero ? sub(q, zero) : q;
+}
+
+// The sums of a group of int4, or of a block along K, joined to those of the elements before.
+template <Scheme kScheme, class V>
+FASTDIFF_HD V joined(V sum, V scale, V before, bool is_first) {
+  if constexpr (kScheme == Scheme::int4) return is_first ? mul(sum, scale) : fma_(sum, scale, before);
+  return is_first ? sum : add(before, sum);
 }
 
 }  // namespace

@@ -60,7 +60,7 @@ __device__ __forceinline__ void decode(const Words& word, float zero, uint32_t (
     for (int i = 0; i < 4; ++i) pairs[i] = word(i);
   } else {
     // The scale follows behind the sums.
-    const auto weight = [&](float q) { return kHasZero ? q - zero : q; };
+    const auto weight = [&](float q) { return weight_of<kHasZero>(q, zero); };
     pairs[0] = pair_of<kBf16>(weight(stored<kScheme, 0>(word)), weight(stored<kScheme, 1>(word)));
     pairs[1] = pair_of<kBf16>(weight(stored<kScheme, 2>(word)), weight(stored<kScheme, 3>(word)));
     pairs[2] = pair_of<kBf16>(weight(stored<kScheme, 4>(word)), weight(stored<kScheme, 5>(word)));

@@ -141,9 +141,11 @@ class Columns {
   }
 
   void begin_group(int64_t group) {
-    const int64_t at = group * p_->epilogue.slots + slot_;
-    if constexpr (kHasZero) zero_ = Floats::load(p_->zero_point + at);
-    scale_ = Floats::load(p_->scale + at);
+    if constexpr (kScheme == Scheme::int4) {
+      const int64_t at = group * p_->epilogue.slots + slot_;
+      if constexpr (kHasZero) zero_ = Floats::load(p_->zero_point + at);
+      scale_ = Floats::load(p_->scale + at);
+    }
   }
 
   // use(k, weight) for the eighth at so many eights along K.
@@ -154,8 +156,14 @@ class Columns {
       return Floats::load_words(reinterpret_cast<const uint32_t*>(words + i * kWordRow));
     };
     [&]<int... k>(std::integer_sequence<int, k...>) {
-      (use(k, weight_of<kScheme, kHasZero>(stored<kScheme, k>(word), zero_, scale_)), ...);
+      (use(k, weight_of<kHasZero>(stored<kScheme, k>(word), zero_)), ...);
     }(std::make_integer_sequence<int, kEight>{});
+  }
+
+  V scale() const { return scale_; }
+
+  void join(float* total, V sum, bool is_first) const {
+    Floats::store(total, joined<kScheme>(sum, scale_, Floats::load(total), is_first));
   }
 
  private:
@@ -165,17 +173,13 @@ class Columns {
   V zero_, scale_;
 };
 
-// body(first, last) for the eights of each group among those of elements [begin, end); next(group) before.
-template <Scheme kScheme, class Next, class Body>
-[[gnu::always_inline]] inline void each_group(const Params& p, int64_t begin, int64_t end, const Next& next,
-                                              const Body& body) {
+// body(first, last, group) for each group of int4 among elements [begin, end), or for all of them.
+template <Scheme kScheme, class Body>
+[[gnu::always_inline]] inline void each_group(const Params& p, int64_t begin, int64_t end, const Body& body) {
   if constexpr (kScheme == Scheme::int4) {
-    for (int64_t k = begin; k < end; k += p.group) {
-      next(k / p.group);
-      body(k / kEight, std::min(k + p.group, end) / kEight);
-    }
+    for (int64_t k = begin; k < end; k += p.group) body(k, std::min(k + p.group, end), k / p.group);
   } else {
-    body(begin / kEight, end / kEight);
+    body(begin, end, 0);
   }
 }
 
