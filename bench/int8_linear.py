@@ -33,7 +33,9 @@ LEAST = {1: 4.0, 16: 2.5, 256: 1.6, 1024: 1.6}
 
 
 def cases() -> list[Case]:
-    """All cases of this op, the smallest shapes first."""
+    """All cases of this op, the smallest shapes first; whole models at the end."""
+    from fastdiff.bench import int8_linear_models as models
+
     layers = [
         _case(f"gelu_{m}", f"GELU(x W + b), {m} rows", shape, dtype, _layer(m, shape, dtype))
         for shape in WEIGHTS
@@ -52,7 +54,7 @@ def cases() -> list[Case]:
         for shape in WEIGHTS
         for m in ((256, 1024) if shape != SMALL else (6,))
     ]
-    return layers + branches
+    return [*layers, *branches, *models.cases()]
 
 
 def _case(
