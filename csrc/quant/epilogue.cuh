@@ -31,8 +31,8 @@ __device__ __forceinline__ float element_of(const Vectors& v, int64_t row, int64
 constexpr int kVectorThreads = 256;
 
 // to [count][e.slots]: row n of v, spread over the slots; slots that are no column are 0.
-__device__ inline void spread(const Epilogue& e, const Vectors& v, int64_t count, int64_t thread, int64_t threads,
-                              float* to) {
+__device__ inline void spread(const Epilogue& e, const Vectors& v, int64_t count, int64_t thread,
+                              int64_t threads, float* to) {
   for (int64_t n = thread; n < count * e.slots; n += threads) {
     const int64_t slot = n % e.slots, half = e.columns / 2;
     const int64_t pair = slot / (2 * kPanel) * kPanel + slot % kPanel;
@@ -61,9 +61,10 @@ __global__ void __launch_bounds__(kVectorThreads) widen_vectors(const Epilogue e
 inline void launch_vectors(const Epilogue& e, cudaStream_t stream) {
   if (e.bias == nullptr && e.gate == nullptr && e.rank == 0) return;
   constexpr int64_t kMostBlocks = 1024;
-  const int64_t most = (e.slots * (e.rank + 1) + e.inner * e.rank_padded + kVectorThreads - 1) / kVectorThreads;
-  launch(widen_vectors, dim3(static_cast<unsigned>(most < kMostBlocks ? most : kMostBlocks)), dim3(kVectorThreads),
-         0, stream, e);
+  const int64_t most =
+      (e.slots * (e.rank + 1) + e.inner * e.rank_padded + kVectorThreads - 1) / kVectorThreads;
+  launch(widen_vectors, dim3(static_cast<unsigned>(most < kMostBlocks ? most : kMostBlocks)),
+         dim3(kVectorThreads), 0, stream, e);
 }
 
 // p of row m, by a block of so many warps; x(k): its elements as float32.
@@ -71,7 +72,8 @@ template <class X>
 __device__ void shrink_row(const Epilogue& e, int64_t m, int warps, const X& x) {
   for (int64_t r = warp_of_block(); r < e.rank; r += warps) {
     float sum = 0.0f;
-    for (int64_t k = lane_of_warp(); k < e.inner; k += kWarp) sum = fma_(x(k), e.down[k * e.rank_padded + r], sum);
+    for (int64_t k = lane_of_warp(); k < e.inner; k += kWarp)
+      sum = fma_(x(k), e.down[k * e.rank_padded + r], sum);
     sum = warp_sum(sum);
     if (lane_of_warp() != 0) continue;
     if (e.gates_in.data != nullptr) sum = sum * element_of(e.gates_in, m / e.rows_of_sample, r);
@@ -79,7 +81,8 @@ __device__ void shrink_row(const Epilogue& e, int64_t m, int warps, const X& x) 
   }
 }
 
-// ---- for each four sums --------------------------------------------------------------------------------------
+// ---- for each four sums
+// --------------------------------------------------------------------------------------
 
 // h of row m at four slots, from their sums.
 __device__ __forceinline__ void linear_quad(const Epilogue& e, int64_t m, int64_t slot, float (&h)[kQuad]) {
