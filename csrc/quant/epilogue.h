@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 
 #include "quant/activation.h"
@@ -58,9 +59,16 @@ void check_epilogue(const char* op, const EpilogueArguments& a, const TensorView
 // Without y and scratch memory.
 Epilogue epilogue_of(const EpilogueArguments& a, const TensorView& x, int64_t columns);
 
-// Checks the result and gives it to the epilogue; it may be exactly the residual. Throws Refusal.
+// An input that the result must not share memory with.
+struct Input {
+  const char* name;
+  std::optional<TensorView> t;
+};
+
+// Checks the result and gives it to the epilogue; it may be exactly the residual. `others`: inputs besides x
+// and those of the epilogue. Throws Refusal.
 void set_result(const char* op, const EpilogueArguments& a, const TensorView& x, const TensorView& y,
-                Epilogue& epilogue);
+                std::initializer_list<Input> others, Epilogue& epilogue);
 
 // Hands out scratch memory in pieces aligned to 64, or, from null, only counts it.
 class Cut {

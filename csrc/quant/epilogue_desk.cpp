@@ -86,19 +86,20 @@ Epilogue epilogue_of(const EpilogueArguments& a, const TensorView& x, int64_t co
 }
 
 void set_result(const char* op, const EpilogueArguments& a, const TensorView& x, const TensorView& y,
-                Epilogue& e) {
+                std::initializer_list<Input> others, Epilogue& e) {
   check_float(op, "out", y, x);
   check_shape_like(op, "out", y, x, e.outputs);
   if (!elements_are_distinct(y)) refuse(op, "out must not have elements that share memory (expanded?)");
   if (a.residual && overlap(y, *a.residual) == Overlap::partial)
     refuse(op, "out must be exactly residual or not share memory with residual");
-  const struct {
-    const char* name;
-    const std::optional<TensorView>& t;
-  } inputs[] = {{"bias", a.bias}, {"gate", a.gate}, {"down", a.down}, {"up", a.up}, {"gates", a.gates}};
-  for (const auto& input : inputs)
+  const auto check_apart = [&](const Input& input) {
     if (input.t && overlap(y, *input.t) != Overlap::none)
       refuse(op, "out must not share memory with ", input.name);
+  };
+  for (const Input& input : std::initializer_list<Input>{
+           {"bias", a.bias}, {"gate", a.gate}, {"down", a.down}, {"up", a.up}, {"gates", a.gates}})
+    check_apart(input);
+  for (const Input& input : others) check_apart(input);
   if (overlap(y, x) != Overlap::none) refuse(op, "out must not share memory with x");
   e.y = rows_of(y);
 }

@@ -79,9 +79,10 @@ inline int32_t write_bytes(const float* x, int64_t count, RowScale& s, int offse
       std::fill_n(bytes + piece * step, kPiece, static_cast<uint8_t>(s.zero_point + offset));
     return static_cast<int32_t>(zero * static_cast<uint32_t>(count));
   }
-  // Without the offset, and without what filled up the last piece: zeros.
+  // Without the offset, and without what filled up the last piece: zeros, as they are clamped.
+  const uint32_t fill = rounded_bits(scaled(0.0f, s)) + zero - as_bits(kRoundingUnit);
   return static_cast<int32_t>(sum - static_cast<uint32_t>(pieces * kPiece) * static_cast<uint32_t>(offset) -
-                              static_cast<uint32_t>(pieces * kPiece - count) * zero);
+                              static_cast<uint32_t>(pieces * kPiece - count) * fill);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ struct RowQuads {
 };
 
 // `bytes`: of an access.
-inline bool has_row_quads(const Rows& rows, const RowTensor& t, int bytes) {
+inline bool has_row_quads(const NormedRows& rows, const RowTensor& t, int bytes) {
   if (t.data == nullptr || t.dtype == DType::f64 || t.column != 1 ||
       reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(bytes) != 0)
     return false;
@@ -31,7 +31,7 @@ inline bool has_row_quads(const Rows& rows, const RowTensor& t, int bytes) {
   return true;
 }
 
-inline RowQuads row_quads(const Rows& rows, const RowTensor& result) {
+inline RowQuads row_quads(const NormedRows& rows, const RowTensor& result) {
   const auto has = [&](const RowTensor& t) { return has_row_quads(rows, t, kQuad * size_of(t.dtype)); };
   return {has(rows.x), has(rows.weight), has(rows.bias), has(rows.scale_by), has(rows.shift), has(result)};
 }
@@ -59,7 +59,7 @@ __device__ __forceinline__ uint32_t warp_largest(uint32_t x) {
 template <int kTurns>
 class WarpRow {
  public:
-  __device__ WarpRow(const Rows& rows, const RowQuads& quads, int64_t row)
+  __device__ WarpRow(const NormedRows& rows, const RowQuads& quads, int64_t row)
       : rows_(rows), quads_(quads), x_at_(rows.at(rows.x, row)) {
     if (rows.scale_by.data != nullptr) scale_at_ = rows.at(rows.scale_by, row);
     if (rows.shift.data != nullptr) shift_at_ = rows.at(rows.shift, row);
@@ -152,7 +152,7 @@ class WarpRow {
             [&] { return bias[j]; }, [&] { return scale[j]; }, [&] { return shift[j]; });
   }
 
-  const Rows& rows_;
+  const NormedRows& rows_;
   const RowQuads& quads_;
   int64_t x_at_, scale_at_ = 0, shift_at_ = 0;
   Statistics statistics_;
@@ -174,7 +174,7 @@ __device__ __forceinline__ void store_four(const RowTensor& q, bool quads, int64
 
 // body(std::integral_constant<int, kTurns>) with the least kTurns that hold a row.
 template <class Body>
-void with_turns(const Rows& rows, const Body& body) {
+void with_turns(const NormedRows& rows, const Body& body) {
   const int64_t turns = (rows.columns + kSumLanes - 1) / kSumLanes;
   if (turns <= 4) {
     body(std::integral_constant<int, 4>{});

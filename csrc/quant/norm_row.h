@@ -37,7 +37,7 @@ struct RowTensor {
 
 enum class Norm : int8_t { none, layer, rms };
 
-struct Rows {
+struct NormedRows {
   int64_t rows = 0, columns = 0;
   int dims = 1;
   int64_t size[kMaxDims] = {};
@@ -77,7 +77,7 @@ struct RowResult {
 };
 
 // Lays out the rows, in the order that x has in memory. Throws Refusal.
-Rows rows_of(const char* op, const TensorView& x, const NormArguments& norm,
-             std::initializer_list<RowResult> results);
+NormedRows rows_of(const char* op, const TensorView& x, const NormArguments& norm,
+                   std::initializer_list<RowResult> results);
 
 }  // namespace fastdiff::quant

@@ -109,9 +109,9 @@ class RowReader {
   using V = L::V;
 
  public:
-  explicit RowReader(const Rows& rows) : rows_(rows), columns_(rows.columns) {}
+  explicit RowReader(const NormedRows& rows) : rows_(rows), columns_(rows.columns) {}
 
-  const Rows& rows() const { return rows_; }
+  const NormedRows& rows() const { return rows_; }
 
   void enter(int64_t row) {
     x_at_ = rows_.at(rows_.x, row);
@@ -198,7 +198,7 @@ class RowReader {
     return y_;
   }
 
-  const Rows& rows_;
+  const NormedRows& rows_;
   const int64_t columns_;
   int64_t x_at_ = 0, scale_at_ = 0, shift_at_ = 0;
   Statistics statistics_;
@@ -223,9 +223,9 @@ void store_quantised(const S* x, int64_t count, int8_t* q, int64_t stride, const
 // A row of x, any dtype and strides, normed and modulated or not, to int8 with a scale of its own: symmetric,
 // see rounding.h. Returns the scale.
 inline float quantise_row(RowReader& reader, int64_t row, int8_t* q, int64_t stride) {
-  const Rows& rows = reader.rows();
+  const NormedRows& rows = reader.rows();
   reader.enter(row);
-  const auto quantise = [&](const auto* x, int64_t first, int64_t count, const RowScale& s) {
+  const auto quantise = [&](const auto* x, int64_t first, int64_t count, const SymmetricScale& s) {
     store_quantised(x, count, q + first * stride, stride,
                     [&](auto v) { return mul(v, splat<decltype(v)>(s.inverse)); });
   };
@@ -236,13 +236,13 @@ inline float quantise_row(RowReader& reader, int64_t row, int8_t* q, int64_t str
     float scale = 0;
     with_storage<float>(rows.x.dtype, [&]<class S>(S) {
       const S* const x = reader.as_it_is<S>();
-      const RowScale s = scale_of(largest_magnitude(x, rows.columns));
+      const SymmetricScale s = scale_of(largest_magnitude(x, rows.columns));
       s.is_number ? quantise(x, 0, rows.columns, s) : zeros();
       scale = s.scale;
     });
     return scale;
   }
-  const RowScale s = scale_of(reader.magnitude());
+  const SymmetricScale s = scale_of(reader.magnitude());
   if (s.is_number) {
     reader.each_block([&](const float* y, int64_t first, int64_t count) { quantise(y, first, count, s); });
   } else {

@@ -63,9 +63,9 @@ void check_apart_from_rows(const char* op, const char* argument, const TensorVie
   check_apart(op, argument, result, "shift", norm.shift);
 }
 
-Rows rows_of(const char* op, const TensorView& x, const NormArguments& norm,
-             std::initializer_list<RowResult> results) {
-  Rows rows;
+NormedRows rows_of(const char* op, const TensorView& x, const NormArguments& norm,
+                   std::initializer_list<RowResult> results) {
+  NormedRows rows;
   rows.columns = x.size(-1);
   rows.norm = !norm.eps ? Norm::none : norm.rms ? Norm::rms : Norm::layer;
   rows.eps = static_cast<float>(norm.eps.value_or(0));

@@ -23,12 +23,13 @@ FASTDIFF_HD V square_of_difference(V x, V mean, V sum) {
   return fma_(e, e, sum);
 }
 
-// What happens to a row. A value of its own: loops that store floats would read Rows again for each of them.
+// What happens to a row. A value of its own: loops that store floats would read NormedRows again for each of
+// them.
 struct Changes {
   bool norm, weight, bias, scale_by, shift;
 };
 
-FASTDIFF_HD Changes changes_of(const Rows& rows) {
+FASTDIFF_HD Changes changes_of(const NormedRows& rows) {
   return {rows.norm != Norm::none, rows.weight.data != nullptr, rows.bias.data != nullptr,
           rows.scale_by.data != nullptr, rows.shift.data != nullptr};
 }

@@ -22,13 +22,13 @@ FASTDIFF_HD auto magnitude_of(V x) {
 }
 
 // Of a row, symmetric: q = round(x * inverse), x is about q * scale.
-struct RowScale {
+struct SymmetricScale {
   float scale, inverse;
   bool is_number;  // false: something in the row is not a finite number, scale is NaN and every q is 0
 };
 
 // `magnitude`: the largest word of the row.
-FASTDIFF_HD RowScale scale_of(uint32_t magnitude) {
+FASTDIFF_HD SymmetricScale scale_of(uint32_t magnitude) {
   if (magnitude >= kInfinity) return {bits_as<float>(0x7fc00000u), 0.0f, false};
   const float amax = at_least(kLeastMagnitude, as_float(magnitude));
   return {div(amax, kLargest), div(kLargest, amax), true};

@@ -50,7 +50,7 @@ void check_device(const char* op, const char* argument, const TensorView& t, con
 // float32, float16 or bfloat16, on the device of x.
 void check_float(const char* op, const char* argument, const TensorView& t, const TensorView& x);
 
-// Of this dtype on the device of x, contiguous, with so many elements.
+// Of this dtype on the device of x, contiguous, with so many elements, on CUDA aligned to 16 bytes.
 void check_packed(const char* op, const char* argument, const TensorView& t, DType dtype, int64_t numel,
                   const TensorView& x);
 

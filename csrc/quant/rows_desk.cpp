@@ -56,6 +56,8 @@ void check_packed(const char* op, const char* argument, const TensorView& t, DTy
   if (t.numel() != numel)
     refuse(op, argument, " must have ", numel, " elements as pack_weight() made it, got ", t.numel());
   if (!is_contiguous(t)) refuse(op, argument, " must be contiguous as pack_weight() made it");
+  if (t.device.type == DeviceType::cuda && reinterpret_cast<uintptr_t>(t.data) % 16 != 0)
+    refuse(op, argument, " must be aligned to 16 bytes on CUDA");
 }
 
 void check_shape_like(const char* op, const char* argument, const TensorView& t, const TensorView& x,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -270,6 +271,11 @@ def test_convolutions_have_channels_last() -> None:
         (torch.ones(0, 4), {}, r"not empty, got \[0, 4\]"),
         (torch.ones(4, 4), {"scheme": "int3"}, "scheme must be one of .*int8.*, got 'int3'"),
         (torch.ones(3, 4), {"gated": True}, "must have an even number of rows, got 3"),
+        (
+            torch.full((4, 4), -128, dtype=torch.int8),
+            {"scale": torch.ones(4)},
+            "must be integers within -127 and 127",
+        ),
         (torch.full((4, 4), -128), {"scale": torch.ones(4)}, "must be integers within -127 and 127"),
         (torch.ones(4, 4), {"scale": torch.ones(4)}, "must be integers within -127 and 127"),
         (torch.ones(4, 4).int(), {"scale": torch.ones(3)}, r"scale must have shape \[4\], got \[3\]"),
@@ -314,6 +320,20 @@ def test_refuses(x: Tensor, options: dict[str, Any], message: str) -> None:
         int8_linear(x, W, **options)
     if before is not None:
         assert torch.equal(options["out"], before)
+
+
+def test_the_result_must_not_lie_over_the_weight() -> None:
+    x, packed, out = normal(40, 70), pack_weight(normal(16, 70, seed=1)), torch.zeros(40, 16)
+    shared = dataclasses.replace(packed, scale=out[0].copy_(packed.scale))
+    with pytest.raises(RuntimeError, match="fastdiff::int8_linear: out must not share memory with scale"):
+        int8_linear(x, shared, out=out)
+
+
+def test_zero_points_beyond_the_range_clamp(isa: str) -> None:
+    """The zeros that fill the last piece of 64 are clamped as all others, and count for nothing."""
+    x, packed = normal(3, 70), pack_weight(normal(20, 70, seed=1) + 0.5, symmetric=False)
+    options = {"x_scale": torch.tensor(0.02), "x_zero_point": torch.tensor(200, dtype=torch.int32)}
+    assert_close(int8_linear(x, packed, **options), reference(x, packed, **options), scale=1e4)
 
 
 def test_refuses_rows_that_could_overflow() -> None:

@@ -160,10 +160,98 @@ def test_samples_of_a_trained_model_stay_what_they_are() -> None:
     assert error(small(x, 500, labels), want) < 0.03
 
 
+def test_layers_that_do_more_than_their_class_are_left_alone() -> None:
+    class Tripled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 3 * super().forward(x)
+
+    model = nn.Sequential(Tripled(64, 64), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64).double())
+    model[1].register_forward_hook(lambda *_: None)
+    assert [report.name for report in quantize_(model, progress=False)] == ["2"]
+
+
+def test_modules_that_read_weights_themselves_are_left_alone() -> None:
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval().requires_grad_(False)
+    model = nn.Sequential(layer, nn.Linear(64, 64))
+    quantize_(model, progress=False)
+    assert model(torch.randn(2, 5, 64)).shape == (2, 5, 64)
+
+
+def test_a_layer_with_two_names_is_one_layer() -> None:
+    layer = nn.Linear(64, 64)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    assert len(quantize_(model, progress=False)) == 1
+    assert isinstance(model[0], QuantLinear)
+    assert model[0] is model[2]
+
+
+def test_layers_that_were_reached_at_other_timesteps_have_steps_of_their_own() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: Tensor, late: bool) -> Tensor:
+            y: Tensor = self.b(self.a(x)) if late else self.a(x)
+            return y
+
+    model, x = Late(), torch.randn(3, 64)
+
+    def run(collector: Collector) -> None:
+        for t in (1.0, 0.5, 0.1):
+            collector.at(t)
+            model(x, t < 0.2)
+
+    quantize_(model, QuantConfig(activations="timestep"), run, progress=False)
+    assert (model.a.timesteps, model.b.timesteps) == ((1.0, 0.5, 0.1), (0.1,))
+    set_timestep(model, 0.1)
+    assert (model.a.step.item(), model.b.step.item()) == (2, 0)
+
+
+def test_ranges_are_not_moved_where_nothing_can_be_divided() -> None:
+    model = nn.Sequential(nn.LayerNorm(64, elementwise_affine=False), nn.Linear(64, 64))
+    before = model[1].weight.clone()
+    with pytest.raises(ValueError, match="must have parameters"):
+        quantize_(
+            model, QuantConfig(smooth={"0": ("1",)}), lambda _: model(torch.randn(2, 64)), progress=False
+        )
+    assert torch.equal(model[1].weight, before)
+
+
+def test_a_moved_model_keeps_nothing_behind() -> None:
+    model = block()
+    quantize_(model, progress=False)
+    model.to("meta")
+    assert all(t.is_meta for t in (model.up._like.weight, model.up.packed.weight))
+
+
+def test_files_are_checked(tmp_path: Path) -> None:
+    model = block()
+    quantize_(model, progress=False)
+    save_quantized(model, tmp_path / "model.safetensors")
+    other = block()
+    other.up = nn.Linear(32, 32)
+    with pytest.raises(ValueError, match=r"up must be \[256, 64\] as in the file, got \[32, 32\]"):
+        load_quantized_(other, tmp_path / "model.safetensors")
+    assert type(other.down) is nn.Linear
+    seven = block()
+    quantize_(seven, QuantConfig(bits=7), progress=False)
+    with pytest.raises(RuntimeError, match=r"up.settings is \[8\], but the layer's is \[7\]"):
+        seven.load_state_dict(model.state_dict())
+
+
+def test_integers_are_not_taken_for_activations() -> None:
+    model = block()
+    quantize_(model, progress=False)
+    with pytest.raises(TypeError, match=r"x must be floating, got torch\.int8"):
+        model.up(torch.zeros(2, 64, dtype=model.up.weight.dtype))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: QuantConfig(scheme="int3"), "scheme must be one of .*'int8'.*, got 'int3'"),
+        (lambda: QuantConfig(group=48), r"group must be one of \(32, 64, 128\), got 48"),
         (lambda: QuantConfig(bits=6), r"bits must be one of \(7, 8\), got 6"),
         (
             lambda: quantize_(block(), QuantConfig(skip=("*",))),

@@ -174,7 +174,14 @@ Params prepare(const Arguments& a, const TensorView& y) {
   EpilogueArguments epilogue = a.epilogue;
   if (epilogue.residual) epilogue.residual = residual.view();
   p.epilogue = epilogue_of(epilogue, rows.view(), a.columns);
-  set_result(kOp, epilogue, rows.view(), result.view(), p.epilogue);
+  set_result(kOp, epilogue, rows.view(), result.view(),
+             {{"x_scale", a.x_scale},
+              {"x_zero_point", a.x_zero_point},
+              {"weight", a.weight},
+              {"scale", a.scale},
+              {"column_sum", a.column_sum},
+              {"zero_point", a.zero_point}},
+             p.epilogue);
   p.epilogue.scale = static_cast<const float*>(a.scale.data);
   p.x = a.x.data;
   p.dtype = a.x.dtype;

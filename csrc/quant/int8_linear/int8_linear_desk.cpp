@@ -54,7 +54,14 @@ void check(const Arguments& a) {
 Params prepare(const Arguments& a, const TensorView& y) {
   Params p;
   p.epilogue = epilogue_of(a.epilogue, a.x, a.columns);
-  set_result(kOp, a.epilogue, a.x, y, p.epilogue);
+  set_result(kOp, a.epilogue, a.x, y,
+             {{"x_scale", a.x_scale},
+              {"x_zero_point", a.x_zero_point},
+              {"weight", a.weight},
+              {"scale", a.scale},
+              {"column_sum", a.column_sum},
+              {"zero_point", a.zero_point}},
+             p.epilogue);
   p.epilogue.scale = static_cast<const float*>(a.scale.data);
   p.x = rows_of(a.x);
   p.x_scale = vectors_of(a.x_scale);

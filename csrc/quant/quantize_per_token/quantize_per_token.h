@@ -19,7 +19,7 @@ struct Arguments {
 };
 
 struct Params {
-  quant::Rows rows;
+  quant::NormedRows rows;
   quant::RowTensor q, scale;
 };
 

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     for (int j = 0; j < kQuad; ++j)
       if (j < count) magnitude = larger(magnitude, magnitude_of(v[j]));
   });
-  const RowScale s = scale_of(warp_largest(magnitude));
+  const SymmetricScale s = scale_of(warp_largest(magnitude));
   const int64_t at = p.rows.at(p.q, row);
   y.each([&](const float (&v)[kQuad], int64_t first, int count) {
     float q[kQuad];

@@ -24,7 +24,7 @@ struct Arguments {
 struct Params {
   bool by_rows = false;      // else by elements
   quant::Elements elements;  // its Affine is that of the rows too
-  quant::Rows rows;
+  quant::NormedRows rows;
   quant::RowTensor q, step;  // step: no data: no table
 
   constexpr int64_t total() const { return by_rows ? rows.rows : elements.total(); }

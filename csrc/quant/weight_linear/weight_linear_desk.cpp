@@ -55,14 +55,13 @@ void check(const Arguments& a) {
   check_packed(kOp, "weight", a.weight, kTypes[a.scheme],
                static_cast<Scheme>(a.scheme) == Scheme::int4 ? numel / 2 : numel, x);
   check_scales(a, slots);
-  if (x.device.type == DeviceType::cuda && reinterpret_cast<uintptr_t>(a.weight.data) % 16 != 0)
-    refuse("weight must be aligned to 16 bytes on CUDA");
 }
 
 Params prepare(const Arguments& a, const TensorView& y) {
   Params p;
   p.epilogue = epilogue_of(a.epilogue, a.x, a.columns);
-  set_result(kOp, a.epilogue, a.x, y, p.epilogue);
+  set_result(kOp, a.epilogue, a.x, y,
+             {{"weight", a.weight}, {"scale", a.scale}, {"zero_point", a.zero_point}}, p.epilogue);
   p.x = rows_of(a.x);
   p.scheme = static_cast<Scheme>(a.scheme);
   p.weight = static_cast<const char*>(a.weight.data);

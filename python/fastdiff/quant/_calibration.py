@@ -130,7 +130,15 @@ def migrate(before: nn.Module, linears: nn.Linear | Iterable[nn.Linear], scales:
 
     ``before`` has a weight and perhaps a bias whose first dimension is K: a norm, or a linear layer with nothing
     non-linear behind it. All layers that read its output must be in ``linears``.
+
+    Raises:
+        ValueError: it has no parameters of its own, or of another size: nothing is changed then.
     """
+    own = list(before.parameters(recurse=False))
+    if not own or any(t.shape[:1] != scales.shape for t in own):
+        raise ValueError(
+            f"fastdiff.quant.migrate: what is before must have parameters [{len(scales)}, ...], got {before}"
+        )
     for t in before.parameters(recurse=False):
         t.div_(scales.to(t.dtype).view(-1, *(1,) * (t.dim() - 1)))
     for linear in [linears] if isinstance(linears, nn.Linear) else linears:
@@ -152,8 +160,14 @@ def fold_scale(linear: nn.Linear | nn.Conv2d, gamma: Tensor) -> None:
 # ---- a run that is watched -------------------------------------------------------------------------------------
 
 
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a layer is called with, by position or as ``input``."""
+    x: Tensor = args[0] if args else kwargs["input"]
+    return x.detach()
+
+
 class RangeTable(NamedTuple):
-    """Of one module, a row for each timestep in the order of the run: int64, float32 and int32, ``[T]``."""
+    """Of one module, a row for each timestep in the order of the run: float64, float32 and int32, ``[T]``."""
 
     timesteps: Tensor
     scale: Tensor
@@ -197,8 +211,8 @@ class Collector:
         self.ranges: dict[str, EmaRange] = {}
         self._model, self._chosen = model, modules or (lambda _, m: isinstance(m, (nn.Linear, nn.Conv2d)))
         self._argument, self._per_timestep, self._decay = timestep, per_timestep, decay
-        self._at: dict[str, dict[int, EmaRange]] = {}
-        self._timestep: int | None = None
+        self._at: dict[str, dict[float, EmaRange]] = {}
+        self._timestep: float | None = None
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Collector:
@@ -206,7 +220,7 @@ class Collector:
             self._hooks.append(self._model.register_forward_pre_hook(self._read_timestep, with_kwargs=True))
         for name, module in self._model.named_modules():
             if self._chosen(name, module):
-                self._hooks.append(module.register_forward_pre_hook(self._watch(name)))
+                self._hooks.append(module.register_forward_pre_hook(self._watch(name), with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -214,25 +228,27 @@ class Collector:
             hook.remove()
         self._hooks.clear()
 
-    def at(self, timestep: int | Tensor) -> None:
-        """The calls from now on are at this timestep."""
-        self._timestep = int(timestep)
+    def at(self, timestep: float | Tensor) -> None:
+        """The calls from now on are at this timestep, a whole number or not."""
+        self._timestep = float(timestep)
 
     def table(self, name: str, *, bits: int = 8) -> RangeTable:
         """Scale and zero point of a module for each timestep that was seen, in the order of the run."""
         ranges = self._at[name]
         parameters = [r.parameters(bits=bits) for r in ranges.values()]
         scale, zero_point = (torch.stack(column) for column in zip(*parameters, strict=True))
-        return RangeTable(torch.tensor(list(ranges), device=scale.device), scale, zero_point)
+        return RangeTable(
+            torch.tensor(list(ranges), dtype=torch.float64, device=scale.device), scale, zero_point
+        )
 
     def _read_timestep(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         of = kwargs if isinstance(self._argument, str) else args
         self.at(torch.as_tensor(of[self._argument]).flatten()[0])  # type: ignore[index]
 
-    def _watch(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _watch(self, name: str) -> Callable[..., None]:
         @torch.no_grad()
-        def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x: Tensor = args[0].detach()
+        def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = input_of(args, kwargs)
             channel = 1 if isinstance(module, nn.Conv2d) else x.dim() - 1
             peaks = x.abs().amax([d for d in range(x.dim()) if d != channel]) if x.dim() > 1 else x.abs()
             known = self.absmax.get(name)

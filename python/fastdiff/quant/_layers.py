@@ -45,7 +45,7 @@ class QuantLayer(nn.Module):
             self.register_buffer(name, value)
         self.register_buffer("step", None, persistent=False)
         self.bits, self.timesteps = bits, ()
-        self._like = packed
+        self._like = packed.to("meta")  # its form: the tensors are the buffers
 
     @property
     def packed(self) -> PackedWeight:
@@ -64,6 +64,19 @@ class QuantLayer(nn.Module):
         self.x_scale, self.x_zero_point = scale.reshape(-1), zero_point.reshape(-1)
         self.timesteps_seen, self.step = timesteps, step
         self.timesteps = () if timesteps is None else tuple(timesteps.tolist())
+
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        """What is not a tensor here must agree with the file, or follow it."""
+        errors: list[str] = lists[-1]
+        for name in ("format", "settings"):
+            given, own = state.get(f"{prefix}{name}"), getattr(self, name)
+            if given is not None and not own.is_meta and not torch.equal(given.to(own.device), own):
+                errors.append(f"{prefix}{name} is {given.tolist()}, but the layer's is {own.tolist()}")
+        super()._load_from_state_dict(state, prefix, metadata, strict, *lists)
+        seen = state.get(f"{prefix}timesteps_seen")
+        self.timesteps = () if seen is None else tuple(seen.tolist())
 
     def ranges(self) -> dict[str, Any]:
         """The arguments of the operators; a row of a table is picked on the device."""
@@ -95,6 +108,9 @@ class QuantLinear(QuantLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[..., K]`` to ``[..., N]``."""
+        # Code that converts x to the dtype of `weight` would get wrong numbers without a word.
+        if not x.is_floating_point():
+            raise TypeError(f"fastdiff.QuantLinear: x must be floating, got {x.dtype}")
         if self.bits == 0:
             return weight_linear(x, self.packed, self.bias)
         return int8_linear(x, self.packed, self.bias, bits=self.bits, **self.ranges())
@@ -113,7 +129,11 @@ class QuantConv2d(QuantLayer):
         self.stride, self.padding, self.dilation = map(_pair, (conv.stride, conv.padding, conv.dilation))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x ``[B, C, H, W]`` to ``[B, N, OH, OW]``."""
+        """x ``[B, C, H, W]`` or ``[C, H, W]`` to ``[B, N, OH, OW]`` or ``[N, OH, OW]``."""
+        if not x.is_floating_point():
+            raise TypeError(f"fastdiff.QuantConv2d: x must be floating, got {x.dtype}")
+        if x.dim() == 3:
+            return self(x[None])[0]  # type: ignore[no-any-return]
         return int8_conv2d(
             x, self.packed, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation,
             bits=self.bits, **self.ranges(),
@@ -123,6 +143,9 @@ class QuantConv2d(QuantLayer):
 def quantized_like(module: Layer, packed: PackedWeight, bits: int) -> QuantLayer:
     """The layer that does what ``module`` does, with this weight."""
     bias = None if module.bias is None else module.bias.detach()
+    layer: QuantLayer
     if isinstance(module, nn.Conv2d):
-        return QuantConv2d(packed, bias, bits, module)
-    return QuantLinear(packed, bias, bits)
+        layer = QuantConv2d(packed, bias, bits, module)
+    else:
+        layer = QuantLinear(packed, bias, bits)
+    return layer.train(module.training)

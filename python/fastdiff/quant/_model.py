@@ -13,7 +13,7 @@ from typing import Any, Final, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from fastdiff.quant._calibration import Collector, migrate, smoothquant_scales
+from fastdiff.quant._calibration import Collector, input_of, migrate, smoothquant_scales
 from fastdiff.quant._layers import Layer, QuantLayer, quantized_like
 from fastdiff.quant._packing import PackedWeight, pack_weight
 
@@ -21,6 +21,10 @@ SCHEMES: Final = {"int8": "int8", "int8_weight": "int8", "int4": "int4", "bf16":
 """What users choose, and the scheme of the packed weight."""
 RANGES: Final = ("dynamic", "static", "timestep")
 SAMPLE_ROWS: Final = 256
+MAX_INNER: Final = 33_024
+"""K of products of int8."""
+CLOSED: Final = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Modules that read the weights of their layers themselves, instead of calling them."""
 Calibration = Callable[[Collector], object]
 
 
@@ -56,7 +60,12 @@ class QuantConfig:
     least: int = 4096
 
     def __post_init__(self) -> None:
-        checks = (("scheme", tuple(SCHEMES)), ("activations", RANGES), ("bits", (7, 8)))
+        checks = (
+            ("scheme", tuple(SCHEMES)),
+            ("activations", RANGES),
+            ("bits", (7, 8)),
+            ("group", (32, 64, 128)),
+        )
         for name, known in checks:
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -64,14 +73,16 @@ class QuantConfig:
                 )
 
     def wants(self, name: str, module: nn.Module) -> bool:
-        """Whether a layer is to be quantised."""
-        if isinstance(module, nn.Conv2d):
-            plain = (
-                module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-            )
-            if self.scheme != "int8" or not plain:
-                return False
-        elif not isinstance(module, nn.Linear):
+        """Whether a layer is to be quantised: one that does what its class does, which the operators can do too.
+
+        Left alone are layers with a forward of their own or with hooks, in float64, with groups or other padding than
+        zeros, and, as int8, with more than 33,024 elements along K.
+        """
+        if not _is_layer(module) or module.weight.dtype == torch.float64:
+            return False
+        if isinstance(module, nn.Conv2d) and (self.scheme != "int8" or not _is_plain(module)):
+            return False
+        if self.scheme == "int8" and module.weight[0].numel() > MAX_INNER:
             return False
         if module.weight.numel() < self.least or any(fnmatchcase(name, pattern) for pattern in self.skip):
             return False
@@ -139,8 +150,8 @@ def quantize_(
         ValueError: no layer is chosen, calibration is missing or did not reach a layer, or the model itself is a layer.
     """
     config = config or QuantConfig()
-    chosen = [(name, m) for name, m in model.named_modules() if _is_layer(m) and config.wants(name, m)]
-    if not chosen or chosen[0][0] == "":
+    chosen = _chosen(model, config)
+    if not chosen or "" in chosen:
         raise ValueError(
             "fastdiff.quantize_: the model must contain a layer that is to be quantised, below itself"
         )
@@ -148,32 +159,35 @@ def quantize_(
     needs_ranges = integers and config.activations != "dynamic"
     if calibration is None and (needs_ranges or config.smooth):
         raise ValueError("fastdiff.quantize_: static ranges, and smooth, need a calibration")
-    collector = Collector(model, config.wants, per_timestep=config.activations == "timestep" and integers)
+    collector = Collector(
+        model, lambda name, _: name in chosen, per_timestep=config.activations == "timestep" and integers
+    )
     inputs: dict[str, Tensor] = {}
     if calibration is not None:
         if config.smooth:
             _smooth(model, config, calibration)
         with collector, _last_inputs(chosen, inputs):
             calibration(collector)
-        if missing := [name for name, _ in chosen if name not in inputs]:
+        if missing := [name for name in chosen if name not in inputs]:
             raise ValueError(f"fastdiff.quantize_: calibration did not reach {', '.join(missing)}; skip them")
-    step = torch.zeros(1, dtype=torch.int64, device=chosen[0][1].weight.device)
-    reports = []
+    steps, reports, layers = Steps(), [], {}
     for name, module in _with_progress(chosen, progress):
         layer = quantized_like(module, config.pack(module.weight), config.bits if integers else 0)
         if needs_ranges:
-            _set_ranges(layer, collector, name, step if config.activations == "timestep" else None)
-            step.fill_(max(0, len(layer.timesteps) - 1))  # where the last inputs come from
+            _set_ranges(layer, collector, name, steps if config.activations == "timestep" else None)
         reports.append(_report(name, module, layer, inputs.get(name)))
-        model.set_submodule(name, layer)
-    step.zero_()
+        layers[module] = layer
+    steps.reset()
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in layers:  # by every name that it has
+            model.set_submodule(name, layers[module])
     return reports
 
 
-def set_timestep(model: nn.Module, timestep: int) -> None:
+def set_timestep(model: nn.Module, timestep: float) -> None:
     """Use the ranges of the timestep that is nearest among those of the calibration, in all layers.
 
-    No wait for the device, and nothing to compile again: the number is written to a tensor that the layers share.
+    No wait for the device, and nothing to compile again: the number is written to tensors that layers share.
     """
     written: set[int] = set()
     for layer in model.modules():
@@ -187,7 +201,13 @@ def save_quantized(model: nn.Module, path: str | Path) -> None:
     """Write a model's state to a file of safetensors; :func:`load_quantized_` reads it. Needs safetensors."""
     from safetensors.torch import save_file
 
-    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, path)
+    state: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, t in model.state_dict().items():
+        # A file has no tensors that share memory: of tied ones the others are copies.
+        state[name] = t.clone() if t.untyped_storage().data_ptr() in known else t.contiguous()
+        known.add(t.untyped_storage().data_ptr())
+    save_file(state, path)
 
 
 def load_quantized_(model: nn.Module, path: str | Path) -> None:
@@ -195,65 +215,112 @@ def load_quantized_(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         AttributeError: the model lacks a layer of the file.
+        ValueError: a layer has another size there. Nothing is changed then.
         RuntimeError: other tensors of the file and the model do not agree.
     """
     from safetensors.torch import load_file
 
-    state = load_file(path)
-    step: Tensor | None = None
+    state, steps, layers = load_file(path), Steps(), {}
     for name in [key.removesuffix(".format") for key in state if key.endswith(".format")]:
-        packed = PackedWeight.from_state_dict(state, f"{name}.")
-        module = model.get_submodule(name)
+        packed, module = PackedWeight.from_state_dict(state, f"{name}."), model.get_submodule(name)
         if not _is_layer(module):
             raise AttributeError(
                 f"fastdiff.load_quantized_: {name} must be nn.Linear or nn.Conv2d, got {module}"
             )
-        device = next(iter(module.parameters())).device
+        rows, inner = module.weight.shape[0], module.weight[0].numel()
+        if (packed.rows, packed.inner) != (rows, inner):
+            raise ValueError(
+                f"fastdiff.load_quantized_: {name} must be [{packed.rows}, {packed.inner}] as in the file, "
+                f"got [{rows}, {inner}]"
+            )
+        device = module.weight.device
         layer = quantized_like(module, packed.to(device), int(state[f"{name}.settings"]))
         if f"{name}.x_scale" in state:
-            seen = state.get(f"{name}.timesteps_seen")
-            if seen is not None and step is None:
-                step = torch.zeros(1, dtype=torch.int64, device=device)
-            ranges = (state[f"{name}.x_scale"], state[f"{name}.x_zero_point"], seen)
-            layer.set_ranges(*ranges, step if seen is not None else None)
-            layer.to(device)
+            ranges = [state.get(f"{name}.{key}") for key in ("x_scale", "x_zero_point", "timesteps_seen")]
+            scale, zero_point, seen = (None if t is None else t.to(device) for t in ranges)
+            assert scale is not None and zero_point is not None
+            layer.set_ranges(scale, zero_point, seen, None if seen is None else steps.of(seen))
+        layers[name] = layer
+    for name, layer in layers.items():
         model.set_submodule(name, layer)
     model.load_state_dict(state)
 
 
+class Steps:
+    """The tensors that say which row of a table counts: one for each list of timesteps and device, for all layers."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+    def of(self, timesteps: Tensor) -> Tensor:
+        """int64 ``[1]``, at the last of them at first."""
+        key = (tuple(timesteps.tolist()), timesteps.device)
+        if key not in self._known:
+            with torch.inference_mode(False):  # so that it can be written at any time
+                last = torch.tensor([len(timesteps) - 1], device=timesteps.device)
+            self._known[key] = last
+        return self._known[key]
+
+    def reset(self) -> None:
+        """All to the first timestep."""
+        for step in self._known.values():
+            step.zero_()
+
+
 def _is_layer(module: nn.Module) -> TypeGuard[Layer]:
-    return isinstance(module, Layer)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return type(module).forward in (nn.Linear.forward, nn.Conv2d.forward) and not any(hooks)
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def _chosen(model: nn.Module, config: QuantConfig) -> dict[str, Layer]:
+    modules = dict(model.named_modules())
+    closed = tuple(f"{name}." if name else "" for name, m in modules.items() if isinstance(m, CLOSED))
+    return {
+        name: m
+        for name, m in modules.items()
+        if not name.startswith(closed) and _is_layer(m) and config.wants(name, m)
+    }
 
 
 # ---- the steps of quantize_ ------------------------------------------------------------------------------------
 
 
 def _smooth(model: nn.Module, config: QuantConfig, calibration: Calibration) -> None:
-    readers = {name for names in config.smooth.values() for name in names}
-    with Collector(model, lambda name, _: name in readers) as collector:
-        calibration(collector)
+    groups: list[tuple[nn.Module, tuple[str, ...], list[nn.Linear]]] = []
     for before, names in config.smooth.items():
         linears = [m for name in names if isinstance(m := model.get_submodule(name), nn.Linear)]
-        scales = smoothquant_scales(
-            collector.absmax[names[0]], [m.weight for m in linears], alpha=config.alpha
-        )
-        migrate(model.get_submodule(before), linears, scales)
+        if not names or len(linears) < len(names):
+            raise ValueError(f"fastdiff.quantize_: what reads {before} must be linear layers, got {names}")
+        groups.append((model.get_submodule(before), names, linears))
+    readers = {name for _, names, _ in groups for name in names}
+    with Collector(model, lambda name, _: name in readers) as collector:
+        calibration(collector)
+    if missing := sorted(readers - set(collector.absmax)):
+        raise ValueError(f"fastdiff.quantize_: calibration did not reach {', '.join(missing)}")
+    for module, names, linears in groups:
+        weights = [linear.weight for linear in linears]
+        migrate(module, linears, smoothquant_scales(collector.absmax[names[0]], weights, alpha=config.alpha))
 
 
 @contextlib.contextmanager
-def _last_inputs(chosen: Iterable[tuple[str, Layer]], inputs: dict[str, Tensor]) -> Iterator[None]:
+def _last_inputs(chosen: Mapping[str, Layer], inputs: dict[str, Tensor]) -> Iterator[None]:
     """Keeps a sample of what each layer reads, until the end of the block."""
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x: Tensor = args[0].detach()
-            inputs[name] = (
-                x[:1] if isinstance(module, nn.Conv2d) else x.reshape(-1, x.shape[-1])[:SAMPLE_ROWS]
-            )
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = input_of(args, kwargs)
+            few = x[:1] if isinstance(module, nn.Conv2d) else x.reshape(-1, x.shape[-1])[:SAMPLE_ROWS]
+            inputs[name] = few.clone()
 
         return hook
 
-    hooks = [module.register_forward_pre_hook(keep(name)) for name, module in chosen]
+    hooks = [
+        module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in chosen.items()
+    ]
     try:
         yield
     finally:
@@ -261,14 +328,14 @@ def _last_inputs(chosen: Iterable[tuple[str, Layer]], inputs: dict[str, Tensor])
             hook.remove()
 
 
-def _set_ranges(layer: QuantLayer, collector: Collector, name: str, step: Tensor | None) -> None:
+def _set_ranges(layer: QuantLayer, collector: Collector, name: str, steps: Steps | None) -> None:
     # Of 7 bits the operators want 0 ... 127, and the collector counts from -64.
     shift = 64 if layer.bits == 7 else 0
-    if step is None:
+    if steps is None:
         scale, zero_point = collector.ranges[name].parameters(bits=layer.bits)
         return layer.set_ranges(scale, zero_point + shift)
     table = collector.table(name, bits=layer.bits)
-    return layer.set_ranges(table.scale, table.zero_point + shift, table.timesteps, step)
+    return layer.set_ranges(table.scale, table.zero_point + shift, table.timesteps, steps.of(table.timesteps))
 
 
 def _report(name: str, module: Layer, layer: QuantLayer, x: Tensor | None) -> LayerReport:
@@ -284,12 +351,12 @@ def _report(name: str, module: Layer, layer: QuantLayer, x: Tensor | None) -> La
     )
 
 
-def _with_progress(chosen: list[tuple[str, Layer]], progress: bool) -> Iterable[tuple[str, Layer]]:
+def _with_progress(chosen: Mapping[str, Layer], progress: bool) -> Iterable[tuple[str, Layer]]:
     if not progress:
-        return chosen
+        return chosen.items()
     try:
         from tqdm import tqdm
     except ImportError:
-        return chosen
-    bar: Iterable[tuple[str, Layer]] = tqdm(chosen, desc="quantize_", unit="layer")
+        return chosen.items()
+    bar: Iterable[tuple[str, Layer]] = tqdm(chosen.items(), desc="quantize_", unit="layer")
     return bar
