@@ -3,6 +3,7 @@
 // files have tiles of their own.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/dots.h"
@@ -26,6 +27,8 @@ class LaneTiles {
 #else
   static constexpr int kMostRows = 4, kPanelsAtOnce = 1;
 #endif
+  static constexpr int64_t kChunk =
+      kSignsAt / (kGroupRows * kPiece);  // pieces whose signs are moved together
 
  public:
   static constexpr int kRows = kGroupRows;
@@ -39,6 +42,31 @@ class LaneTiles {
   template <bool kSigned>
   static void multiply(const uint8_t* q, int rows, const int8_t* panel, int64_t panel_bytes, int panels,
                        int64_t pieces, int32_t* sums) {
+    for (int r = 0; r < rows; ++r) std::fill_n(sums + r * kSumsRow, panels * kPanel, 0);
+    if constexpr (!kMovesSigns<kSigned>) {
+      add<kSigned>(q, rows, panel, panel_bytes, panels, pieces, sums);
+      return;
+    }
+    alignas(64) uint8_t chunk[2 * kSignsAt];
+    for (int64_t first = 0; first < pieces; first += kChunk) {
+      const int64_t count = std::min(kChunk, pieces - first);
+      for (int r = 0; r < rows; ++r) {
+        int32_t negative = 0;
+        for (int64_t n = 0; n < count; ++n) {
+          const int64_t at = (n * kGroupRows + r) * kPiece;
+          negative += move_signs(q + first * (kGroupRows * kPiece) + at, chunk + at);
+        }
+        for (int c = 0; c < panels * kPanel; ++c) sums[r * kSumsRow + c] += negative;
+      }
+      add<kSigned>(chunk, rows, panel + first * kPieceBytes, panel_bytes, panels, count, sums);
+    }
+  }
+
+ private:
+  // The same, but added to them.
+  template <bool kSigned>
+  static void add(const uint8_t* q, int rows, const int8_t* panel, int64_t panel_bytes, int panels,
+                  int64_t pieces, int32_t* sums) {
     for (int p = 0; p < panels; p += kPanelsAtOnce) {
       const int8_t* const w = panel + p * panel_bytes;
       const int now = panels - p < kPanelsAtOnce ? 1 : kPanelsAtOnce;
@@ -52,7 +80,6 @@ class LaneTiles {
     }
   }
 
- private:
   template <int kCount, bool kSigned>
   static void rest(int left, const uint8_t* q, const int8_t* w, int64_t panel_bytes, int panels,
                    int64_t pieces, int32_t* sums) {
@@ -76,8 +103,8 @@ class LaneTiles {
   static void product(const uint8_t* q, const int8_t* w, int64_t panel_bytes, int64_t pieces, int32_t* sums) {
     constexpr int kColumns = kPanels * kRegisters;
     Dots::V sum[kCount][kColumns];
-    for (auto& row : sum)
-      for (auto& s : row) s = Dots::zero();
+    for (int r = 0; r < kCount; ++r)
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = Dots::load(sums + r * kSumsRow + c * kWidth);
     for (int64_t piece = 0; piece < pieces; ++piece, q += kGroupRows * kPiece, w += kPieceBytes)
       for (int k = 0; k < kQuadruples; ++k) {
         Dots::V columns[kColumns];
@@ -87,7 +114,7 @@ class LaneTiles {
               Dots::load(w + c / kRegisters * panel_bytes + k * kPiece + c % kRegisters * 4 * kWidth);
 #pragma GCC unroll 8
         for (int r = 0; r < kCount; ++r) {
-          const auto x = Dots::share<kSigned>(q + r * kPiece + 4 * k);
+          const auto x = share<kSigned>(q + r * kPiece + 4 * k);
 #pragma GCC unroll 4
           for (int c = 0; c < kColumns; ++c) sum[r][c] = Dots::dot<kSigned>(sum[r][c], x, columns[c]);
         }
