@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases of weight_linear: layers of a DiT and of a text encoder with weights in 8, 4 and 16 bits.
+"""Cases of weight_linear: layers of a DiT and of a text encoder with weights in 8, 4 and 16 bits, and in e4m3, also
+with activations that are rounded to it.
 
 Eager code dequantises the weight and multiplies; F.linear starts from the whole weight in the dtype of the activations,
 which takes two to eight times the memory. torch's own kernels for packed weights are peers where they take the dtype.
@@ -24,7 +25,8 @@ SMALL = (96, 128)
 WEIGHTS = (SMALL, (4608, 1152), (4096, 4096))  # [N, K]
 ROWS = (1, 16, 256, 1024)
 DTYPES = (torch.float32, torch.bfloat16)
-SCHEMES = ("int8", "int4", "bf16")
+SCHEMES = ("int8", "int4", "bf16", "fp8")
+E4M3 = "e4m3"  # fp8, and activations too
 GROUP = 64
 
 
@@ -34,7 +36,9 @@ def cases() -> list[Case]:
         Case(
             op=OP,
             name=f"{scheme}_{m}",
-            title=f"weight of {scheme}, {m} rows",
+            title=f"x and weight of {scheme}, {m} rows"
+            if scheme == E4M3
+            else f"weight of {scheme}, {m} rows",
             shape=shape,
             dtype=dtype,
             tensors=1,
@@ -44,7 +48,7 @@ def cases() -> list[Case]:
         for shape in WEIGHTS
         for m in (ROWS if shape != SMALL else (5,))
         for dtype in DTYPES
-        for scheme in SCHEMES
+        for scheme in (*SCHEMES, E4M3)
     ]
 
 
@@ -54,7 +58,8 @@ def _targets(scheme: str, m: int, dtype: torch.dtype) -> tuple[Target, ...]:
     if dtype == torch.bfloat16:
         targets.append(Target(WHOLE, factor=1.0))
     elif m == 1:
-        targets.append(Target(WHOLE, factor={"int8": 3.0, "int4": 6.0, "bf16": 1.8}[scheme]))
+        factors = {"int8": 3.0, "int4": 6.0, "bf16": 1.8, "fp8": 3.0, E4M3: 3.0}
+        targets.append(Target(WHOLE, factor=factors[scheme]))
     return tuple(targets)
 
 
@@ -78,14 +83,17 @@ def _contenders(
     def build(device: torch.device) -> list[Contender]:
         g = torch.Generator().manual_seed(0)
         x = torch.randn(m, k, generator=g).to(device, dtype)
-        packed = pack_weight(torch.randn(n, k, generator=g) / k**0.5, scheme)
+        rounds = scheme == E4M3
+        packed = pack_weight(torch.randn(n, k, generator=g) / k**0.5, "fp8" if rounds else scheme)
         w = packed.dequantize()
-        want = reference(x.cpu(), packed, dtype=torch.float32).double().to(device)
-        check = _near(want, 1e-5 if dtype == torch.float32 else 0.01)
+        want = reference(x.cpu(), packed, round_x=rounds, dtype=torch.float32).double().to(device)
+        check = _near(want, 0.01 if rounds or dtype != torch.float32 else 1e-5)
         packed, plain = packed.to(device), w.to(device, dtype)
         integers, scale = _integers(w, packed, device)
 
         def eager(x: Tensor, q: Tensor, scale: Tensor) -> Sequence[Tensor]:
+            if rounds:
+                x = _dequantized(*_rounded(x)).to(x.dtype)
             groups = q.view(q.shape[0], scale.shape[1], -1).to(x.dtype)
             return (linear(x, (groups * scale[..., None].to(x.dtype)).view_as(q)),)
 
@@ -93,11 +101,11 @@ def _contenders(
         return [
             Contender(EAGER, peers.with_tensors(eager, given, []), check),
             Contender(COMPILED, peers.compiled(eager, given, []), check),
-            Contender(WHOLE, lambda: (linear(x, plain),), check),
+            Contender(WHOLE, lambda: (linear(x, plain),), _near(want, 0.05) if rounds else check),
             *_peer(scheme, x, integers, scale, check),
             Contender(
                 OURS,
-                lambda: (weight_linear(x, packed),),
+                lambda: (weight_linear(x, packed, round_x=rounds),),
                 close_to([want], roundoffs=64.0 if dtype == torch.float32 else 4.0),
                 rival=None,
             ),
@@ -109,6 +117,9 @@ def _contenders(
 def _integers(w: Tensor, packed: PackedWeight, device: torch.device) -> tuple[Tensor, Tensor]:
     """The same weight as torch would hold it: integers ``[N, K]`` and scales ``[N, groups]``."""
     n, k = w.shape
+    if packed.scheme == "fp8":
+        scale = packed.scale[:n, None]
+        return (w / scale).to(torch.float8_e4m3fn).to(device), scale.to(device)
     if packed.scheme == "bf16":
         return w.bfloat16().to(device), torch.ones(n, 1, device=device)
     scale = packed.scale.view(-1, packed.scale.shape[-1]).T[:n].contiguous()
@@ -116,9 +127,25 @@ def _integers(w: Tensor, packed: PackedWeight, device: torch.device) -> tuple[Te
     return q.view(n, k).to(device), scale.to(device)
 
 
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    scale = x.float().abs().amax(1, keepdim=True) / 448
+    return (x.float() / scale).to(torch.float8_e4m3fn), scale
+
+
+def _dequantized(q: Tensor, scale: Tensor) -> Tensor:
+    return q.float() * scale
+
+
 def _peer(scheme: str, x: Tensor, q: Tensor, scale: Tensor, check: Check) -> list[Contender]:
-    """What torch has on the CPU for weights of integers."""
-    if x.device.type != "cpu" or scheme == "bf16":
+    """What torch has: for weights of integers on the CPU, for two factors of e4m3 everywhere."""
+    if scheme == E4M3:
+
+        def scaled_mm() -> Sequence[Tensor]:
+            e4m3, own = _rounded(x)
+            return (torch._scaled_mm(e4m3, q.T, own, scale.T, out_dtype=torch.bfloat16).to(x.dtype),)
+
+        return [Contender(PEER, scaled_mm, check)]
+    if x.device.type != "cpu" or scheme in ("bf16", "fp8"):
         return []
     if scheme == "int8":
         scales = scale[:, 0].to(x.dtype)

@@ -74,8 +74,8 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
 // ---- mma: d += A B, warp
 // ------------------------------------------------------------------------------------------
 //
-// With g = lane / 4 and t = lane % 4, 16-bit elements (s8: read 4 for 2 and 16 for 8 in the columns of A,
-// rows of B):
+// With g = lane / 4 and t = lane % 4, 16-bit elements (s8 and e4m3: read 4 for 2 and 16 for 8 in the columns
+// of A, rows of B):
 //   a[i]: A[g + 8 (i % 2)][2 t + 8 (i / 2) + {0, 1}]      [16, 16]
 //   b[i]: B[2 t + 8 i + {0, 1}][g]                        [16, 8]
 //   d[i]: D[g + 8 (i / 2)][2 t + i % 2]                   [16, 8]
@@ -108,6 +108,19 @@ __device__ __forceinline__ void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+// e4m3 A [16, 32] and B [32, 8], fp32 D, which Hopper adds up with few bits more than fp16 has: not many at
+// once.
+__device__ __forceinline__ void mma_m16n8k32_e4m3(float (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
 
 // ---- one thread: 16-bit pairs, powers of two
 // --------------------------------------------------------------------

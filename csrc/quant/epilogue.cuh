@@ -87,6 +87,7 @@ __device__ void shrink_row(const Epilogue& e, int64_t m, int warps, const X& x) 
 // h of row m at four slots, from their sums.
 __device__ __forceinline__ void linear_quad(const Epilogue& e, int64_t m, int64_t slot, float (&h)[kQuad]) {
   for (int j = 0; j < kQuad; ++j) {
+    if (e.row_scale != nullptr) h[j] = h[j] * e.row_scale[m];
     if (e.scale != nullptr && e.bias != nullptr) {
       h[j] = fma_(h[j], e.scale[slot + j], e.bias[slot + j]);
     } else if (e.scale != nullptr) {

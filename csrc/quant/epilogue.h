@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What follows the sums of a linear layer before its result is stored, the same for every format of weights:
 //
-//   h = scale * sum + bias + U p,   p = gates * (V^T x)
+//   h = scale * (s sum) + bias + U p,   p = gates * (V^T x), s of a row
 //   y = residual + gate * act(h)    or, gated, residual + gate * (h' act(h''))
 //
 // with h', h'' the first and the second half of the columns. Arithmetic in float32, rounded once.
@@ -40,7 +40,8 @@ struct Epilogue {
   bool gated = false;
   Vectors bias_in, gate_in, down_in, up_in, gates_in;  // as the caller has them
   Rows residual, y;
-  const float* scale = nullptr;  // [slots], or null: 1
+  const float* scale = nullptr;      // [slots], or null: 1
+  const float* row_scale = nullptr;  // s [rows], or null: 1, or the sums have it
   // As kernels read them, in scratch memory: float32.
   float* bias = nullptr;    // [slots]
   float* gate = nullptr;    // [samples|1][outputs]

@@ -105,6 +105,7 @@ class Finish {
  private:
   FloatLanes linear(int64_t m, int64_t slot, const float* sums) const {
     FloatLanes h = Floats::load(sums);
+    if (e_.row_scale != nullptr) h = mul(h, splat<FloatLanes>(e_.row_scale[m]));
     if (e_.scale != nullptr && e_.bias != nullptr) {
       h = fma_(h, Floats::load(e_.scale + slot), Floats::load(e_.bias + slot));
     } else if (e_.scale != nullptr) {

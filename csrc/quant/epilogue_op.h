@@ -29,11 +29,11 @@ inline EpilogueArguments epilogue_arguments(const char* op, const OptionalTensor
           gated};
 }
 
-// By its ScalarType, or -1: that of x, float32 for int8.
+// By its ScalarType, or -1: that of x, float32 where x is no such float.
 inline DType result_dtype(const char* op, const TensorView& x, int64_t code) {
   const std::optional<DType> named = dtype_from_code(code);
   if (code != -1 && !named) refuse(op, "dtype must be float32, float16 or bfloat16, got ScalarType ", code);
-  return named.value_or(x.dtype == DType::i8 ? DType::f32 : x.dtype);
+  return named.value_or(is_real_float(x.dtype) ? x.dtype : DType::f32);
 }
 
 // y [..., outputs].

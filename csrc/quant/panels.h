@@ -23,6 +23,13 @@ constexpr int64_t round_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
+// The size of blocks of up to `most` rows, a multiple of the unit, when there are as few as possible and all
+// are of nearly the same size: threads share them out beforehand.
+constexpr int64_t even_block(int64_t rows, int64_t most, int64_t unit) {
+  const int64_t blocks = rows > most ? (rows + most - 1) / most : 1;
+  return round_up(rows > 0 ? (rows + blocks - 1) / blocks : 1, unit);
+}
+
 // The slots of N columns.
 constexpr int64_t slots_of(int64_t n, bool gated) {
   return gated ? 2 * round_up(n / 2, kPanel) : round_up(n, kPanel);

@@ -54,6 +54,10 @@ void check_float(const char* op, const char* argument, const TensorView& t, cons
 void check_packed(const char* op, const char* argument, const TensorView& t, DType dtype, int64_t numel,
                   const TensorView& x);
 
+// One number for all rows of x [..., C] or one for each.
+void check_for_rows(const char* op, const char* argument, const TensorView& t, DType dtype,
+                    const TensorView& x);
+
 // Shape [leading of x..., last].
 void check_shape_like(const char* op, const char* argument, const TensorView& t, const TensorView& x,
                       int64_t last);

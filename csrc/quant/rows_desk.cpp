@@ -60,6 +60,16 @@ void check_packed(const char* op, const char* argument, const TensorView& t, DTy
     refuse(op, argument, " must be aligned to 16 bytes on CUDA");
 }
 
+void check_for_rows(const char* op, const char* argument, const TensorView& t, DType dtype,
+                    const TensorView& x) {
+  check_device(op, argument, t, x);
+  if (t.dtype != dtype) refuse(op, argument, " must be ", name(dtype), ", got ", name(t.dtype));
+  const int64_t rows = count_rows(x);
+  if (t.rank != 1 || (t.sizes[0] != 1 && t.sizes[0] != rows))
+    refuse(op, argument, " must have 1 element or one for each of the ", rows, " rows of x, got shape ",
+           shape_text(t));
+}
+
 void check_shape_like(const char* op, const char* argument, const TensorView& t, const TensorView& x,
                       int64_t last) {
   const bool fits =

@@ -5,8 +5,8 @@ Besides ``cases()`` and ``reference()``, a module says what is particular to its
 
     IN_PLACE = False        ``out`` must not share memory with an input (default: it may be exactly one of them)
     SAME_BITS = False       CUDA adds in another order than the CPU (default: all backends give the same bits)
-    TILES = True            on AMX calls in bfloat16 have sums in an order of their own (default: as on AVX-512)
     INTEGERS = True         sums of integers, by kernels of their own for VNNI and AMX (default: as on AVX2, AVX-512)
+    uses_tiles(*args, **kwargs)  whether AMX has sums in an order of its own for a call (default: as on AVX-512)
     straight_through(*args, **kwargs)  for a staircase: what it is differentiated as, in plain PyTorch
     tolerance(*args, **kwargs)  ``scale`` and ``terms`` of :func:`tests.kit.compare.assert_close` for one call
 """
@@ -99,8 +99,8 @@ class Op:
 
     def uses_tiles(self, case: Case) -> bool:
         """On AMX the case is computed by its tiles, in an order of their own."""
-        tiles = bool(getattr(self.module, "TILES", False))
-        return tiles and next(tensors_of(case.args)).dtype == torch.bfloat16
+        uses_tiles: Callable[..., bool] | None = getattr(self.module, "uses_tiles", None)
+        return uses_tiles is not None and uses_tiles(*case.args, **case.kwargs)
 
     def has_kernels_for(self, isa: str, case: Case) -> bool:
         """Whether one instruction set runs anything but the kernels of AVX2 or AVX-512 for this case."""

@@ -300,7 +300,7 @@ X, W = normal(2, 17, 5, 6), pack_weight(normal(20, 17, 3, 3, seed=1))
         (X, {"gate": torch.ones(3, 20)}, r"gate must have shape \[20\] or \[2 or 1, 20\], got \[3, 20\]"),
         (X, {"residual": torch.ones(2, 20, 3, 5)}, r"residual must have shape \(2, 20, 3, 4\), got \[2, 20, 3, 5\]"),
         (X, {"residual": torch.ones(2, 20, 3, 4).double()}, "residual must be float32, float16 or bfloat16"),
-        (X, {"dtype": torch.float64}, "dtype must be float32, float16 or bfloat16, got ScalarType -2"),
+        (X, {"dtype": torch.float64}, "dtype must be float32, float16 or bfloat16, got torch.float64"),
         (X, {"out": torch.ones(2, 3, 4, 20)}, r"out must have shape \(2, 20, 3, 4\), got \[2, 3, 4, 20\]"),
         (X, {"out": torch.ones(4).expand(2, 20, 3, 4)}, "out must not have elements that share memory"),
         (X, {"out": X.flatten()[:480].view(2, 20, 3, 4)}, "out must not share memory with x"),

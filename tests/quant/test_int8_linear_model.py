@@ -72,6 +72,8 @@ def error(got: Tensor, want: Tensor) -> float:
         (QuantConfig(scheme="int8_weight"), 0.01, 3),
         (QuantConfig(scheme="int4", group=32), 0.15, 3),
         (QuantConfig(scheme="bf16"), 0.005, 3),
+        (QuantConfig(scheme="fp8"), 0.06, 3),
+        (QuantConfig(scheme="fp8_weight"), 0.04, 3),
         (QuantConfig(activations="static"), 0.04, 4),
         (QuantConfig(activations="static", bits=7), 0.06, 4),
         (QuantConfig(activations="timestep"), 0.03, 4),
@@ -223,6 +225,29 @@ def test_a_moved_model_keeps_nothing_behind() -> None:
     quantize_(model, progress=False)
     model.to("meta")
     assert all(t.is_meta for t in (model.up._like.weight, model.up.packed.weight))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8"])
+def test_a_model_without_memory_becomes_that_of_a_file(scheme: str, tmp_path: Path) -> None:
+    model = block()
+    quantize_(model, QuantConfig(scheme=scheme), progress=False)
+    save_quantized(model, tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        empty = block()
+    load_quantized_(empty, tmp_path / "model.safetensors")
+    assert torch.equal(empty(X), model(X))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8_weight", "fp8"])
+def test_autocast_decides_the_dtype_as_for_plain_layers(scheme: str) -> None:
+    model = block()
+    quantize_(model, QuantConfig(scheme=scheme), progress=False)
+    x = torch.randn(9, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.up(x).dtype == torch.bfloat16
+        assert torch.equal(model.up(x), model.up(x.bfloat16()))
+        assert model.conv(X).dtype == torch.bfloat16
+    assert model.up(x).dtype == torch.float32
 
 
 def test_files_are_checked(tmp_path: Path) -> None:

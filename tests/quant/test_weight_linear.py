@@ -15,12 +15,14 @@ from fastdiff import (
     _C,
     PackedWeight,
     bf16_linear,
+    fp8_linear,
+    fp8_weight_linear,
     int4_linear,
     int8_weight_linear,
     pack_weight,
     weight_linear,
 )
-from fastdiff.quant.weight_linear import SCHEMES, reference, tolerance
+from fastdiff.quant.weight_linear import SCHEMES, reference, rounded, tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -30,7 +32,7 @@ from tests.kit.backends import instruction_set, usable_isas
 from tests.kit.compare import assert_close, assert_same_bits
 from tests.kit.trees import at_offset
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+F32, BF16, F16, E4M3 = torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn
 ISAS = usable_isas()
 
 
@@ -45,7 +47,7 @@ def packed_as(kind: str, n: int, k: int, **options: Any) -> PackedWeight:
     return pack_weight(normal(n, k, seed=1) + (0.5 if rest else 0), scheme, **options)
 
 
-KINDS = ("int8", "int8 affine", "int4", "int4 affine", "bf16")
+KINDS = ("int8", "int8 affine", "int4", "int4 affine", "bf16", "fp8")
 
 
 def check(x: Tensor, packed: PackedWeight, *args: Any, **options: Any) -> None:
@@ -73,6 +75,9 @@ def test_any_call(data: st.DataObject) -> None:
     if data.draw(st.booleans(), "transposed"):
         x = x.T.contiguous().T
     options: dict[str, Any] = {"activation": data.draw(st.sampled_from([None, "gelu", "silu"]))}
+    if kind == "fp8" and data.draw(st.booleans(), "rounded"):
+        options["round_x"] = True
+        options["x_scale"] = data.draw(st.sampled_from([None, torch.tensor(0.004), torch.rand(m) + 0.01]))
     if data.draw(st.booleans(), "bias"):
         options["bias"] = normal(n, dtype=data.draw(dtypes), seed=2)
     if data.draw(st.booleans(), "residual"):
@@ -104,6 +109,8 @@ def test_integers_are_exact(kind: str, isa: str) -> None:
     packed = replace(packed, scale=torch.full_like(packed.scale, 0.25))
     if kind == "bf16":
         packed = pack_weight(normal(40, 200).mul(8).round() / 4, "bf16")
+    if kind == "fp8":
+        packed = pack_weight(normal(40, 200).mul(4).round().clamp(-16, 16).to(E4M3), "fp8")
     for dtype in (F32, BF16, F16):
         x = normal(19, 200).mul(4).round().to(dtype)
         want = x.double() @ packed.dequantize().double().T
@@ -163,6 +170,72 @@ def test_numpy() -> None:
     assert_same_bits([torch.from_numpy(out)], [weight_linear(x, packed)])
 
 
+# ---- e4m3 ------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_of_e4m3() -> None:
+    """As a weight and as an activation, on every instruction set; a NaN's byte makes its row NaN."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    numbers = codes[(codes & 0x7F) != 0x7F].view(E4M3)
+    for isa in ISAS:
+        with instruction_set(isa):
+            for rows in (1, 3, 9):
+                one = torch.eye(254)[:rows]
+                got = weight_linear(one, pack_weight(numbers.view(1, -1), "fp8"))
+                assert torch.equal(got[:, 0], numbers[:rows].float())
+            identity = pack_weight(torch.eye(256).to(E4M3), "fp8")
+            for rows in (1, 7):
+                x = codes.view(E4M3)[None].repeat(rows, 1)
+                assert fp8_linear(x, identity, x_scale=torch.ones(1)).isnan().all()
+                x = torch.cat((numbers, numbers[:2]))[None].repeat(rows, 1)
+                assert torch.equal(fp8_linear(x, identity, x_scale=torch.full((rows,), 0.5)), x.float() / 2)
+    nan = pack_weight(codes.view(2, 128).view(E4M3), "fp8", scale=torch.tensor(2.0))
+    assert nan.dequantize().isnan().all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rounds_as_torch(isa: str) -> None:
+    """Ties, subnormal numbers, both ends; every float16 as an activation, behind a scale of 1."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(F16)
+    x = x[x.isfinite()]
+    x = torch.nn.functional.pad(x, (0, -len(x) % 64)).view(-1, 64)
+    between = (torch.arange(126).to(torch.uint8).view(E4M3).float()[:, None] + torch.zeros(64)) * 1.0625
+    identity = pack_weight(torch.eye(64).to(E4M3), "fp8")
+    with instruction_set(isa):
+        for rows in (x, x.float(), between, between * 2.0**-100):
+            for scale in (torch.ones(1), torch.tensor(2.0**-3)):
+                got = fp8_linear(rows, identity, x_scale=scale, dtype=F32)
+                want = (rows.float() / scale).clamp(-448, 448).to(E4M3).float() * scale
+                assert torch.equal(got, want)
+        got = fp8_linear(torch.full((6, 64), float("inf")), identity, x_scale=torch.ones(1))
+        assert torch.equal(got, torch.full((6, 64), 448.0))
+
+
+def test_rounded_activations_are_those_of_the_reference() -> None:
+    x, identity = (
+        normal(9, 64) * torch.logspace(-12, 12, 9)[:, None],
+        pack_weight(torch.eye(64).to(E4M3), "fp8"),
+    )
+    x[3] = 0
+    q, scale = rounded(x, None)
+    assert torch.equal(fp8_linear(x, identity), (q.float() * scale.float()))
+    x[5, 7], x[6, 8] = float("nan"), float("-inf")
+    got = fp8_linear(x, identity)
+    assert got[5:7].isnan().all() and got[[0, 1, 2, 3, 4, 7, 8]].isfinite().all()
+
+
+def test_checkpoints_of_e4m3_stay_as_they_are() -> None:
+    w = normal(40, 70).mul(9).to(E4M3)
+    assert torch.equal(pack_weight(w, "fp8").dequantize(), w.float())
+    scale = torch.tensor(0.125)
+    assert torch.equal(pack_weight(w, "fp8", scale=scale, gated=True).dequantize(), w.float() / 8)
+    for broken in (float("nan"), float("inf")):
+        v = normal(40, 70)
+        v[3, 4] = broken
+        rows = pack_weight(v, "fp8").dequantize().isnan().all(1)
+        assert rows[3] and int(rows.sum()) == 1
+
+
 # ---- packing ---------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +292,7 @@ def test_a_convolution_becomes_its_matrix() -> None:
 # ---- refusals --------------------------------------------------------------------------------------------------
 
 
-X, INT8, INT4 = normal(5, 70), pack_weight(normal(40, 70)), pack_weight(normal(40, 70), "int4")
+X, INT8, INT4, FP8 = normal(5, 70), *(pack_weight(normal(40, 70), s) for s in ("int8", "int4", "fp8"))
 
 
 @pytest.mark.parametrize(
@@ -234,6 +307,14 @@ X, INT8, INT4 = normal(5, 70), pack_weight(normal(40, 70)), pack_weight(normal(4
         (X, replace(INT4, scheme="int8"), {}, "weight must be int8, got uint8"),
         (X, replace(INT8, zero_point=torch.zeros(48)), {}, "zero_point must be int32, got float32"),
         (X, replace(pack_weight(normal(40, 70), "bf16"), scale=INT8.scale), {}, "a weight of bfloat16 has neither"),
+        (X, replace(FP8, zero_point=INT8.scale), {}, "a weight of e4m3 has no zero_point"),
+        (X, replace(FP8, scale=FP8.scale[:0]), {}, "scale must be given for a weight of integers or e4m3"),
+        (X, INT8, {"round_x": True}, r"round_x needs a weight of scheme 3 .fp8., got 0"),
+        (X, FP8, {"x_scale": torch.ones(1)}, "x_scale needs round_x"),
+        (X.to(E4M3), FP8, {}, "x must be float32, float16 or bfloat16, got uint8"),
+        (X.to(E4M3), FP8, {"round_x": True}, "x_scale must be given for x of e4m3"),
+        (X, FP8, {"round_x": True, "x_scale": torch.ones(4)}, "x_scale must have 1 element or one for each"),
+        (X, FP8, {"round_x": True, "x_scale": torch.ones(5).double()}, "x_scale must be float32, got float64"),
         (X, INT4, {"bias": normal(41)}, r"bias must have shape \[40\], got \[41\]"),
         (X, INT4, {"residual": normal(5, 41)}, r"residual must have shape .5, 40., got \[5, 41\]"),
         (X, INT4, {"out": normal(5, 41)}, r"out must have shape .5, 40., got \[5, 41\]"),
@@ -246,12 +327,22 @@ def test_refuses(x: Tensor, packed: PackedWeight, options: dict[str, Any], messa
         weight_linear(x, packed, **options)
 
 
+NAMES = {
+    int8_weight_linear: "int8",
+    int4_linear: "int4",
+    bf16_linear: "bf16",
+    fp8_weight_linear: "fp8",
+    fp8_linear: "fp8",
+}
+
+
 def test_names_of_schemes() -> None:
-    for function, scheme in ((int8_weight_linear, "int8"), (int4_linear, "int4"), (bf16_linear, "bf16")):
-        for packed in (INT8, INT4, pack_weight(normal(40, 70), "bf16")):
+    for function, scheme in NAMES.items():
+        options = {"round_x": True} if function is fp8_linear else {}
+        for packed in (INT8, INT4, FP8, pack_weight(normal(40, 70), "bf16")):
             if packed.scheme == scheme:
                 assert_same_bits([function(X, packed, activation="silu")],
-                                 [weight_linear(X, packed, activation="silu")])  # fmt: skip
+                                 [weight_linear(X, packed, activation="silu", **options)])  # fmt: skip
             else:
                 with pytest.raises(ValueError, match=f"must have the scheme {scheme}, got {packed.scheme}"):
                     function(X, packed)
@@ -267,6 +358,10 @@ def test_names_of_schemes() -> None:
         (torch.ones(4, 80).int(), "int4", {"scale": torch.ones(4)}, r"scale must have shape \[4, 2\], got \[4\]"),
         (normal(4, 8), "bf16", {"symmetric": False}, "bf16 takes a floating w and neither scale nor zero_point"),
         (torch.ones(4, 8).int(), "bf16", {}, "bf16 takes a floating w"),
+        (torch.ones(4, 8).int(), "fp8", {}, "fp8 takes a floating w and no zero_point"),
+        (normal(4, 8), "fp8", {"symmetric": False}, "fp8 takes a floating w and no zero_point"),
+        (normal(4, 8), "fp8", {"scale": torch.ones(4)}, "with scale, w must be float8_e4m3fn for fp8, got"),
+        (normal(4, 8).to(E4M3), "fp8", {"scale": torch.ones(3)}, r"scale must have 1 element or 4, got shape \[3\]"),
     ],
 )  # fmt: skip
 def test_packing_refuses(w: Tensor, scheme: str, options: dict[str, Any], message: str) -> None:

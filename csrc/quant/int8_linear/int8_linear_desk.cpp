@@ -15,16 +15,6 @@ template <class... Parts>
   fastdiff::refuse(kOp, parts...);
 }
 
-// One number for all rows of x or one for each.
-void check_for_rows(const char* argument, const TensorView& t, DType dtype, const TensorView& x) {
-  check_device(kOp, argument, t, x);
-  if (t.dtype != dtype) refuse(argument, " must be ", name(dtype), ", got ", name(t.dtype));
-  const int64_t rows = count_rows(x);
-  if (t.rank != 1 || (t.sizes[0] != 1 && t.sizes[0] != rows))
-    refuse(argument, " must have 1 element or one for each of the ", rows, " rows of x, got shape ",
-           shape_text(t));
-}
-
 void check_activations(const Arguments& a) {
   const TensorView& x = a.x;
   if (x.dtype != DType::i8) check_float(kOp, "x", x, x);
@@ -34,8 +24,8 @@ void check_activations(const Arguments& a) {
   if (a.bits != 7 && a.bits != 8) refuse("bits must be 7 or 8, got ", a.bits);
   if (x.dtype == DType::i8 && !a.x_scale) refuse("x_scale must be given for x of int8");
   if (a.x_zero_point && !a.x_scale) refuse("x_zero_point needs x_scale");
-  if (a.x_scale) check_for_rows("x_scale", *a.x_scale, DType::f32, x);
-  if (a.x_zero_point) check_for_rows("x_zero_point", *a.x_zero_point, DType::i32, x);
+  if (a.x_scale) check_for_rows(kOp, "x_scale", *a.x_scale, DType::f32, x);
+  if (a.x_zero_point) check_for_rows(kOp, "x_zero_point", *a.x_zero_point, DType::i32, x);
 }
 
 }  // namespace

@@ -113,8 +113,9 @@ void run_as(const Params& p, const Team& team) {
   });
 
   // Blocks of rows that stay in a thread's cache, by runs of panels: some for each thread.
-  const int64_t block =
+  const int64_t most =
       std::clamp(round_up(kBlockBytes / (p.pieces * kPiece + 1), 32), int64_t{32}, int64_t{512});
+  const int64_t block = even_block(e.rows, most, 32);
   const int64_t blocks = (e.rows + block - 1) / block;
   const int64_t pairs = round_up(e.slots / kPanel, kPair) / kPair;
   const int64_t runs = std::clamp((4 * team.threads + blocks - 1) / blocks, int64_t{1}, pairs);

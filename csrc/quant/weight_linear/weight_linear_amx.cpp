@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// weight_linear with the tiles of AMX, for rows of bfloat16: a block along K of a pair of panels is decoded
-// to tiles, or taken as it lies, and stays in the first-level cache while all rows of a block pass.
+// weight_linear with the tiles of AMX, for rows of bfloat16 and e4m3: a block along K of a pair of panels is
+// decoded to tiles, or taken as it lies, and stays in the first-level cache while all rows of a block pass.
 #include "core/tiles_amx.h"
 #include "quant/weight_linear/weight_linear_rows.h"
 
@@ -20,16 +20,19 @@ bfloat16_t* tiles_of(const Params& p, int64_t m) {
   return reinterpret_cast<bfloat16_t*>(p.blocks) + m / kTile * steps_of(p) * kTile * kTileStep;
 }
 
-void write_row(const Params& p, int64_t m) {
-  const int64_t at = p.x.at(m), steps = steps_of(p);
-  const auto* const x = static_cast<const bfloat16_t*>(p.x.data) + at;
+void write_row(const Params& p, int64_t m, const Row& row) {
+  const int64_t steps = steps_of(p);
+  const auto* const x = static_cast<const bfloat16_t*>(row.data) + row.at;
   bfloat16_t* to = tiles_of(p, m) + m % kTile * kTileStep;
   for (int64_t s = 0; s < steps; ++s, to += kTile * kTileStep) {
     const int64_t k = s * kTileStep, count = std::min<int64_t>(kTileStep, p.epilogue.inner - k);
-    if (p.x.element == 1) {
+    if (row.dtype == DType::f32) {  // of e4m3: bfloat16 holds it
+      store_run(to, DType::bf16, 0, 1, count, static_cast<const float*>(row.data) + k);
+      std::fill_n(to + count, kTileStep - count, bfloat16_t{0});
+    } else if (row.element == 1) {
       copy_and_fill(x + k, count, to);
     } else {
-      for (int64_t j = 0; j < kTileStep; ++j) to[j] = j < count ? x[(k + j) * p.x.element] : bfloat16_t{0};
+      for (int64_t j = 0; j < kTileStep; ++j) to[j] = j < count ? x[(k + j) * row.element] : bfloat16_t{0};
     }
   }
 }
@@ -93,12 +96,13 @@ class Tiles {
 
 template <>
 void Cpu<kIsa>::run(const Params& p, const Team& team) {
-  if (p.x.dtype != DType::bf16 || p.epilogue.rows <= kFewRows) return Cpu<Isa::avx512>::run(p, team);
-  widen_all(p, team, [&p](int64_t m) { write_row(p, m); });
+  const bool holds_rows = p.rounds || p.x.dtype == DType::bf16;
+  if (!holds_rows || p.epilogue.rows <= kFewRows) return Cpu<Isa::avx512>::run(p, team);
+  widen_all(p, team, [&p](int64_t m, const Row& x) { write_row(p, m, x); });
   with_scheme(p, [&]<Scheme kScheme, bool kHasZero>(std::integral_constant<Scheme, kScheme>,
                                                     std::bool_constant<kHasZero>) {
     using Kernel = Tiles<kScheme, kHasZero>;
-    each_block(p, team, Kernel::kRowsOfBlock,
+    each_block(p, team, Kernel::kRowsOfBlock, 2 * kTile,
                [&](int64_t first, int64_t rows, int64_t panel, int64_t panels) {
                  set_up_tiles();
                  Passes<Kernel> passes(p);

@@ -18,9 +18,11 @@ constexpr int kPanelsAtOnce = kWide == 16 ? 2 : 1;
 
 constexpr int kFewRows = kWide == 16 ? 8 : kWide == 8 ? 4 : 1;
 
-// Pairs, for gated layers; with one row chains of sums of four panels hide how long an addition takes.
+// Pairs, for gated layers; with one row the chains of sums of more panels hide how long an addition takes.
 template <int kRows>
-constexpr int kPanelsOfFew = kRows == 1 && kWide > 1 ? 4 : kPair;
+constexpr int kPanelsOfFew = kRows > 1 || kWide == 1 ? kPair
+                             : kWide == 16           ? 8
+                                                     : 4;
 
 template <Scheme kScheme, bool kHasZero>
 class Few {
@@ -79,7 +81,7 @@ class Few {
   const Params& p_;
   Finish<kPair> pair_;
   Finish<1> single_;
-  alignas(64) float sums_[kFewRows][4 * kPanel];
+  alignas(64) float sums_[kFewRows][8 * kPanel];
 };
 
 // ---- more rows --------------------------------------------------------------------------------------
@@ -183,19 +185,18 @@ class Many {
 
 // ---- all of it --------------------------------------------------------------------------------------
 
-void write_row(const Params& p, int64_t m) {
-  const int64_t at = p.x.at(m);
+void write_row(const Params& p, int64_t m, const Row& x) {
   for (int64_t block = 0; block < p.block_count(); ++block) {
     const int64_t k = block * kBlock, count = std::min<int64_t>(kBlock, p.epilogue.inner - k);
     float* const to = p.block_of(block, m);
-    load_run(p.x.data, p.x.dtype, at + k * p.x.element, p.x.element, count, to);
+    load_run(x.data, x.dtype, x.at + k * x.element, x.element, count, to);
     std::fill(to + count, to + round_up(count, kEight), 0.0f);
   }
 }
 
 template <Scheme kScheme, bool kHasZero>
 void run_few(const Params& p, const Team& team) {
-  each_block(p, team, kFewRows, [&](int64_t, int64_t rows, int64_t panel, int64_t panels) {
+  each_block(p, team, kFewRows, 1, [&](int64_t, int64_t rows, int64_t panel, int64_t panels) {
     Few<kScheme, kHasZero> few(p);
     const int64_t end = panel + panels;
     if constexpr (kFewRows >= 8)
@@ -211,17 +212,18 @@ void run_few(const Params& p, const Team& team) {
 template <Scheme kScheme, bool kHasZero>
 void run_many(const Params& p, const Team& team) {
   using Kernel = Many<kScheme, kHasZero>;
-  each_block(p, team, Kernel::kRowsOfBlock, [&](int64_t first, int64_t rows, int64_t panel, int64_t panels) {
-    Passes<Kernel> passes(p);
-    passes(first, rows, panel, panel + panels);
-  });
+  each_block(p, team, Kernel::kRowsOfBlock, kMostRows,
+             [&](int64_t first, int64_t rows, int64_t panel, int64_t panels) {
+               Passes<Kernel> passes(p);
+               passes(first, rows, panel, panel + panels);
+             });
 }
 
 }  // namespace
 
 template <>
 void Cpu<kIsa>::run(const Params& p, const Team& team) {
-  widen_all(p, team, [&p](int64_t m) { write_row(p, m); });
+  widen_all(p, team, [&p](int64_t m, const Row& x) { write_row(p, m, x); });
   with_scheme(p, [&]<Scheme kScheme, bool kHasZero>(std::integral_constant<Scheme, kScheme>,
                                                     std::bool_constant<kHasZero>) {
     p.epilogue.rows <= kFewRows ? run_few<kScheme, kHasZero>(p, team) : run_many<kScheme, kHasZero>(p, team);

@@ -1,27 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
-// weight_linear on CUDA: a block copies a row to tiles, then blocks multiply on the tensor cores, or in
-// float32 where x is, or where weights of bfloat16 meet float16, which cannot hold them.
+// weight_linear on CUDA: a block copies a row to tiles, or rounds it to e4m3, then blocks multiply on the
+// tensor cores, or in float32 where x is, or where weights of bfloat16 meet float16, which cannot hold them.
+#include "quant/rows.cuh"
 #include "quant/weight_linear/weight_linear_mma.cuh"
 
 namespace fastdiff::weight_linear {
 namespace {
 
-constexpr int kRowThreads = 128;
-
 bool multiplies_floats(const Params& p) {
-  return p.x.dtype == DType::f32 || (p.x.dtype == DType::f16 && p.scheme == Scheme::bf16);
+  return !p.rounds && (p.x.dtype == DType::f32 || (p.x.dtype == DType::f16 && p.scheme == Scheme::bf16));
 }
 
-// Row m as part of tiles [M / 16][steps][16][32], of its dtype or of float32; an even number of steps.
+// Where element k of row m is in tiles [M / 16][steps][16][32]; an even number of steps.
+__device__ __forceinline__ int64_t place_of(const Params& p, int64_t m, int64_t k) {
+  return ((m / 16 * (2 * pieces_of(p)) + k / kStep) * 16 + m % 16) * kStep + k % kStep;
+}
+
+// Row m as part of tiles of its dtype or of float32.
 __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p, bool as_floats) {
-  const int64_t m = blockIdx.x, at = p.x.at(m), steps = 2 * pieces_of(p);
+  const int64_t m = blockIdx.x, at = p.x.at(m);
   const auto stored = [&](int64_t k) { return load_as<float>(p.x.data, p.x.dtype, at + k * p.x.element); };
-  for (int64_t k = threadIdx.x; k < steps * kStep; k += kRowThreads) {
+  for (int64_t k = threadIdx.x; k < pieces_of(p) * kPiece; k += kRowThreads) {
     const float x = k < p.epilogue.inner ? stored(k) : 0.0f;
-    const int64_t to = ((m / 16 * steps + k / kStep) * 16 + m % 16) * kStep + k % kStep;
-    store_as(p.blocks, as_floats ? DType::f32 : p.x.dtype, to, x);
+    store_as(p.blocks, as_floats ? DType::f32 : p.x.dtype, place_of(p, m, k), x);
   }
-  shrink_row(p.epilogue, m, kRowThreads / kWarp, stored);
+  shrink_row(p.epilogue, m, kRowWarps, stored);
+}
+
+// Row m as part of tiles of e4m3, and its scale; of one with NaN or infinity, which no scale fits, NaN and 0.
+__global__ void __launch_bounds__(kRowThreads) round_rows(const Params p) {
+  __shared__ int broken;
+  const int64_t m = blockIdx.x, at = p.x.at(m), count = p.epilogue.inner;
+  const auto stored = [&](int64_t k) { return given(p, at + k * p.x.element); };
+  if (threadIdx.x == 0) broken = 0;
+  Range range{0.0f, 0.0f};
+  if (p.x_scale.data == nullptr) range = range_of_row(count, stored);
+  RowScale s = scale_of_row(p, m, range.greatest > -range.least ? range.greatest : -range.least);
+  __syncthreads();
+  auto* const bytes = reinterpret_cast<uint8_t*>(p.blocks);
+  for (int64_t k = threadIdx.x; k < pieces_of(p) * kPiece; k += kRowThreads) {
+    const float q = k < count ? nearest_e4m3(stored(k) * s.inverse) : 0.0f;
+    if (q != q) atomicOr(&broken, 1);
+    bytes[place_of(p, m, k)] = byte_of_e4m3(q);
+  }
+  __syncthreads();
+  if (broken != 0) {
+    s.scale = bits_as<float>(0x7fc00000u);
+    for (int64_t k = threadIdx.x; k < count; k += kRowThreads) bytes[place_of(p, m, k)] = 0;
+  }
+  if (threadIdx.x == 0) p.row_scale[m] = s.scale;
+  const float unit = p.x.dtype == DType::u8 ? s.scale : 1.0f;
+  shrink_row(p.epilogue, m, kRowWarps, [&](int64_t k) { return stored(k) * unit; });
 }
 
 // ---- in float32: 64 rows by 64 columns, a thread has 4 by 4 of them ---------------------------------
@@ -95,24 +124,24 @@ void launch_floats(const Params& p, cudaStream_t stream) {
          stream, p, columns);
 }
 
-template <Scheme kScheme, bool kHasZero, bool kBf16>
+template <Scheme kScheme, bool kHasZero, DType kRows>
 void launch_mma(const Params& p, cudaStream_t stream) {
   if (p.epilogue.rows <= kFewRows) {
-    launch(multiply_few<kScheme, kHasZero, kBf16>, dim3(blocks_for(p.epilogue.slots, kFewColumns)),
+    launch(multiply_few<kScheme, kHasZero, kRows>, dim3(blocks_for(p.epilogue.slots, kFewColumns)),
            dim3(kMmaThreads), 0, stream, p);
     return;
   }
   const unsigned columns = blocks_for(p.epilogue.slots, kTileColumns);
   const int64_t rows = (p.epilogue.rows + kTileRows - 1) / kTileRows;
-  launch(multiply_tile<kScheme, kHasZero, kBf16>, dim3(blocks_for(rows * columns, 1)), dim3(kMmaThreads),
-         Stage<kScheme>::kSmem, stream, p, columns);
+  launch(multiply_tile<kScheme, kHasZero, kRows>, dim3(blocks_for(rows * columns, 1)), dim3(kMmaThreads),
+         Stage<kScheme, kRows>::kSmem, stream, p, columns);
 }
 
 template <Scheme kScheme, bool kHasZero>
 void launch_products(const Params& p, cudaStream_t stream) {
   if (multiplies_floats(p)) return launch_floats<kScheme, kHasZero>(p, stream);
-  if (p.x.dtype == DType::bf16) return launch_mma<kScheme, kHasZero, true>(p, stream);
-  if constexpr (kScheme != Scheme::bf16) launch_mma<kScheme, kHasZero, false>(p, stream);
+  if (p.x.dtype == DType::bf16) return launch_mma<kScheme, kHasZero, DType::bf16>(p, stream);
+  if constexpr (kScheme != Scheme::bf16) launch_mma<kScheme, kHasZero, DType::f16>(p, stream);
 }
 
 }  // namespace
@@ -121,8 +150,13 @@ void launch_cuda(const Params& params, int device, void* stream) {
   const OnDevice on(device);
   const auto at = static_cast<cudaStream_t>(stream);
   launch_vectors(params.epilogue, at);
-  launch(write_rows, dim3(blocks_for(params.epilogue.rows, 1)), dim3(kRowThreads), 0, at, params,
-         multiplies_floats(params));
+  const dim3 rows(blocks_for(params.epilogue.rows, 1));
+  if (params.rounds) {
+    launch(round_rows, rows, dim3(kRowThreads), 0, at, params);
+    return launch_mma<Scheme::fp8, false, DType::u8>(params, at);
+  }
+  launch(write_rows, rows, dim3(kRowThreads), 0, at, params, multiplies_floats(params));
+  if (params.scheme == Scheme::fp8) return launch_products<Scheme::fp8, false>(params, at);
   if (params.scheme == Scheme::bf16) return launch_products<Scheme::bf16, false>(params, at);
   if (params.scheme == Scheme::int8)
     return params.integers != nullptr ? launch_products<Scheme::int8, true>(params, at)

@@ -27,42 +27,46 @@ void run(const Arguments& arguments, const TensorView& y) {
 }
 
 // Who calls with tensors: the views of all of them, checked.
-Arguments arguments_of(const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
-                       const OptionalTensor& zero_point, quant::EpilogueArguments epilogue, int64_t columns,
-                       int64_t scheme, int64_t group) {
+Arguments arguments_of(const Tensor& x, const OptionalTensor& x_scale, const Tensor& weight,
+                       const OptionalTensor& scale, const OptionalTensor& zero_point,
+                       quant::EpilogueArguments epilogue, int64_t columns, int64_t scheme, int64_t group,
+                       bool round_x) {
   Arguments arguments{view_of(kOp, "x", x),
+                      quant::optional_view(kOp, "x_scale", x_scale),
                       view_of(kOp, "weight", weight),
                       quant::optional_view(kOp, "scale", scale),
                       quant::optional_view(kOp, "zero_point", zero_point),
                       std::move(epilogue),
                       columns,
                       scheme,
-                      group};
+                      group,
+                      round_x};
   check(arguments);
   return arguments;
 }
 
-Tensor functional(Tensor x, Tensor weight, OptionalTensor scale, OptionalTensor zero_point,
-                  OptionalTensor bias, OptionalTensor gate, OptionalTensor residual, OptionalTensor down,
-                  OptionalTensor up, OptionalTensor gates, int64_t columns, int64_t scheme, int64_t group,
-                  int64_t activation, bool gated, int64_t dtype) {
+Tensor functional(Tensor x, OptionalTensor x_scale, Tensor weight, OptionalTensor scale,
+                  OptionalTensor zero_point, OptionalTensor bias, OptionalTensor gate,
+                  OptionalTensor residual, OptionalTensor down, OptionalTensor up, OptionalTensor gates,
+                  int64_t columns, int64_t scheme, int64_t group, bool round_x, int64_t activation,
+                  bool gated, int64_t dtype) {
   const Arguments arguments =
-      arguments_of(x, weight, scale, zero_point,
+      arguments_of(x, x_scale, weight, scale, zero_point,
                    quant::epilogue_arguments(kOp, bias, gate, residual, down, up, gates, activation, gated),
-                   columns, scheme, group);
+                   columns, scheme, group, round_x);
   Tensor y = quant::empty_result(kOp, arguments.x, columns, gated, dtype);
   run(arguments, view_of(kOp, "out", y));
   return y;
 }
 
-void out(Tensor x, Tensor weight, OptionalTensor scale, OptionalTensor zero_point, OptionalTensor bias,
-         OptionalTensor gate, OptionalTensor residual, OptionalTensor down, OptionalTensor up,
-         OptionalTensor gates, int64_t columns, int64_t scheme, int64_t group, int64_t activation, bool gated,
-         int64_t dtype, Tensor result) {
+void out(Tensor x, OptionalTensor x_scale, Tensor weight, OptionalTensor scale, OptionalTensor zero_point,
+         OptionalTensor bias, OptionalTensor gate, OptionalTensor residual, OptionalTensor down,
+         OptionalTensor up, OptionalTensor gates, int64_t columns, int64_t scheme, int64_t group,
+         bool round_x, int64_t activation, bool gated, int64_t dtype, Tensor result) {
   const Arguments arguments =
-      arguments_of(x, weight, scale, zero_point,
+      arguments_of(x, x_scale, weight, scale, zero_point,
                    quant::epilogue_arguments(kOp, bias, gate, residual, down, up, gates, activation, gated),
-                   columns, scheme, group);
+                   columns, scheme, group, round_x);
   const TensorView y = view_of(kOp, "out", result);
   quant::check_code(kOp, y, dtype);
   run(arguments, y);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "quant/epilogue_cpu.h"
+#include "quant/rows_cpu.h"
 #include "quant/weight_linear/weight_linear_math.h"
 
 namespace fastdiff::weight_linear {
@@ -18,8 +19,52 @@ inline constexpr int kSumsRow = kPair * kPanel;
 inline const float* floats_of(const Params& p, int64_t m, float* copy) {
   const int64_t at = p.x.at(m);
   if (p.x.dtype == DType::f32 && p.x.element == 1) return static_cast<const float*>(p.x.data) + at;
-  load_run(p.x.data, p.x.dtype, at, p.x.element, p.epilogue.inner, copy);
+  if (p.x.dtype == DType::u8) {
+    for (int64_t k = 0; k < p.epilogue.inner; ++k) copy[k] = given(p, at + k * p.x.element);
+  } else {
+    load_run(p.x.data, p.x.dtype, at, p.x.element, p.epilogue.inner, copy);
+  }
   return copy;
+}
+
+// A row as the products take it.
+struct Row {
+  const void* data;
+  DType dtype;
+  int64_t at, element;
+};
+
+// A row rounded to e4m3, in `buffer`; its scale is stored. Of one with NaN or infinity, which no scale fits,
+// the scale is NaN and all else 0.
+inline Row rounded_row(const Params& p, int64_t m, float* buffer) {
+  const float* const x = floats_of(p, m, buffer);
+  const int64_t count = p.epilogue.inner;
+  float least = 0.0f, greatest = 0.0f;
+  if (p.x_scale.data == nullptr) widen_range(x, count, least, greatest);
+  const RowScale s = scale_of_row(p, m, std::max(-least, greatest));
+  FloatLanes rest = splat<FloatLanes>(0.0f);
+  float last = 0.0f;
+  int64_t k = 0;
+  for (; k + Floats::width <= count; k += Floats::width) {
+    const FloatLanes q = nearest_e4m3(mul(Floats::load(x + k), splat<FloatLanes>(s.inverse)));
+    rest = fma_(q, splat<FloatLanes>(0.0f), rest);  // NaN once any is
+    Floats::store(buffer + k, q);
+  }
+  for (; k < count; ++k) {
+    buffer[k] = nearest_e4m3(x[k] * s.inverse);
+    last = fma_(buffer[k], 0.0f, last);
+  }
+  alignas(64) float rests[Floats::width];
+  Floats::store(rests, rest);
+  for (const float r : rests) last += r;
+  const bool is_number = last == 0.0f;
+  if (!is_number) std::fill_n(buffer, count, 0.0f);
+  p.row_scale[m] = is_number ? s.scale : last;
+  return {buffer, DType::f32, 0, 1};
+}
+
+inline Row row_of(const Params& p, int64_t m, float* buffer) {
+  return p.rounds ? rounded_row(p, m, buffer) : Row{p.x.data, p.x.dtype, p.x.at(m), p.x.element};
 }
 
 // The products of rows [begin, end) with V.
@@ -27,7 +72,12 @@ inline void shrink(const Params& p, int64_t begin, int64_t end, float* buffer) {
   for (int64_t m = begin; m < end; m += kRowUnit) {
     const int count = static_cast<int>(std::min(kRowUnit, end - m));
     const float* x[kRowUnit];
-    for (int r = 0; r < count; ++r) x[r] = floats_of(p, m + r, buffer + r * p.epilogue.inner);
+    for (int r = 0; r < count; ++r) {
+      float* const own = buffer + r * p.epilogue.inner;
+      x[r] = floats_of(p, m + r, own);
+      if (p.x.dtype == DType::u8)
+        for (int64_t k = 0; k < p.epilogue.inner; ++k) own[k] *= p.row_scale[m + r];
+    }
     if (count == kRowUnit) {
       shrink_rows<kRowUnit>(p.epilogue, x, m);
     } else {
@@ -36,7 +86,7 @@ inline void shrink(const Params& p, int64_t begin, int64_t end, float* buffer) {
   }
 }
 
-// All vectors, then all rows; write(m) stores a row as the products want it.
+// All vectors, then all rows; write(m, row) stores a row as the products want it.
 template <class Write>
 void widen_all(const Params& p, const Team& team, const Write& write) {
   const Epilogue& e = p.epilogue;
@@ -47,15 +97,18 @@ void widen_all(const Params& p, const Team& team, const Write& write) {
     const int64_t units = round_up(e.rows, kRowUnit) / kRowUnit;
     const int64_t begin = units * part / parts * kRowUnit;
     const int64_t end = std::min(e.rows, units * (part + 1) / parts * kRowUnit);
-    for (int64_t m = begin; m < end; ++m) write(m);
-    if (e.rank > 0) shrink(p, begin, end, p.rows + part * kRowUnit * e.inner);
+    float* const buffer = p.rows == nullptr ? nullptr : p.rows + part * kRowUnit * e.inner;
+    for (int64_t m = begin; m < end; ++m) write(m, row_of(p, m, buffer));
+    if (e.rank > 0) shrink(p, begin, end, buffer);
   });
 }
 
-// Blocks of rows by runs of pairs of panels, some for each thread: body(row, rows, panel, panels).
+// Blocks of up to `most` rows, of which `unit` are multiplied together, by runs of pairs of panels, some for
+// each thread: body(row, rows, panel, panels).
 template <class Body>
-void each_block(const Params& p, const Team& team, int64_t block, const Body& body) {
+void each_block(const Params& p, const Team& team, int64_t most, int64_t unit, const Body& body) {
   const Epilogue& e = p.epilogue;
+  const int64_t block = even_block(e.rows, most, unit);
   const int64_t blocks = (e.rows + block - 1) / block;
   const int64_t panels = e.slots / kPanel, pairs = round_up(panels, kPair) / kPair;
   const int64_t runs = std::clamp((4 * team.threads + blocks - 1) / blocks, int64_t{1}, pairs);
@@ -79,6 +132,8 @@ void with_scheme(const Params& p, const Body& body) {
       return p.zero_point != nullptr
                  ? body(integral_constant<Scheme, Scheme::int4>{}, bool_constant<true>{})
                  : body(integral_constant<Scheme, Scheme::int4>{}, bool_constant<false>{});
+    case Scheme::fp8:
+      return body(integral_constant<Scheme, Scheme::fp8>{}, bool_constant<false>{});
     case Scheme::bf16:
       return body(integral_constant<Scheme, Scheme::bf16>{}, bool_constant<false>{});
   }

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from fastdiff._case import Case
 
 IN_PLACE: Final = False
-SAME_BITS: Final = False  # the CUDA kernels add in another order than the CPU; every instruction set agrees,
-TILES: Final = True  # except that in bfloat16 AMX adds in yet another
+SAME_BITS: Final = False  # the CUDA kernels add in another order than the CPU, and so does AMX in bfloat16
 LAYOUTS: Final = ("bhnd", "bnhd")
 
 _ARGUMENTS = (
@@ -278,6 +277,11 @@ def dlpack_plan(plan: AttentionPlan) -> dict[str, Any]:
 def dlpack_bias(bias: Tensor | RelativeBias | None) -> dict[str, Any]:
     """And a bias."""
     return dict(zip(("bias", "q_code", "k_code"), bias_arguments(bias), strict=True))
+
+
+def uses_tiles(query: Tensor, *_: Any, **__: Any) -> bool:
+    """In bfloat16."""
+    return query.dtype == torch.bfloat16
 
 
 def dlpack_arguments(

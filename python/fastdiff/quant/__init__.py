@@ -22,7 +22,13 @@ from fastdiff.quant._model import (
     save_quantized,
     set_timestep,
 )
-from fastdiff.quant._named import bf16_linear, int4_linear, int8_weight_linear
+from fastdiff.quant._named import (
+    bf16_linear,
+    fp8_linear,
+    fp8_weight_linear,
+    int4_linear,
+    int8_weight_linear,
+)
 from fastdiff.quant._packing import PackedWeight, pack_weight
 from fastdiff.quant._sparse import load_sparse_delta, sara_state, sparse_checksum, sparse_take
 from fastdiff.quant.dequantize import dequantize
@@ -53,6 +59,8 @@ __all__ = [
     "facilitated_gate",
     "fake_quant",
     "fold_scale",
+    "fp8_linear",
+    "fp8_weight_linear",
     "gaussian_teleport",
     "int4_linear",
     "int8_conv2d",

@@ -39,11 +39,34 @@ def activation_code(op: str, activation: str | None) -> int:
     return ACTIVATIONS.index(activation)
 
 
+_CODES: Final = {torch.float32: 6, torch.float16: 5, torch.bfloat16: 15}  # c10::ScalarType
+
+
+def dtype_code(op: str, dtype: torch.dtype | None) -> int:
+    """The number of a result's dtype in the schema."""
+    if dtype is None:
+        return -1
+    if dtype not in _CODES:
+        raise RuntimeError(f"fastdiff::{op}: dtype must be float32, float16 or bfloat16, got {dtype}")
+    return _CODES[dtype]
+
+
+def result_dtype(x: Tensor, code: int) -> torch.dtype:
+    """The dtype of a result by its number: by default that of x, float32 where x is integers or bytes."""
+    named = next((dtype for dtype, known in _CODES.items() if known == code), None)
+    return named or (x.dtype if x.is_floating_point() else torch.float32)
+
+
 def result_like(x: Tensor, outputs: int, dtype: torch.dtype) -> Tensor:
     """A new tensor ``[..., outputs]`` for x ``[..., K]``, laid out as the operators do it."""
     if x.shape[-1] == outputs:
         return torch.empty_like(x, dtype=dtype)
     return x.new_empty(*x.shape[:-1], outputs, dtype=dtype)
+
+
+def fake_linear(x: Tensor, columns: int, gated: bool, code: int) -> Tensor:
+    """The result of a linear layer for x ``[..., K]``, where nothing is computed."""
+    return result_like(x, columns // 2 if gated else columns, result_dtype(x, code))
 
 
 def branch_of(
@@ -54,6 +77,11 @@ def branch_of(
         return None, None, None
     branch = LowRank(*lowrank)
     return branch.down, branch.up, branch.gates
+
+
+def per_row(t: Tensor | None) -> Tensor | None:
+    """One element, or one for each row of x ``[..., 1]``, as the operators take it."""
+    return None if t is None else t.reshape(-1)
 
 
 def per_sample(v: Tensor, x: Tensor) -> Tensor:

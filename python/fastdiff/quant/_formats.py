@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdiff.quant._packing import PANEL, PIECE, PackedWeight, in_slots, out_of_slots
+from fastdiff.quant._packing import E4M3_MAX, PANEL, PIECE, PackedWeight, in_slots, out_of_slots
 
 LEVELS: Final = 127
 
@@ -59,23 +59,25 @@ def _pack_int8(
     q, s, z = quantize_rows(w, symmetric) if scale is None else _given(w, scale, zero_point)
     n, k = q.shape
     placed = torch.nn.functional.pad(in_slots(q, gated), (0, -k % PIECE))
-    panels = (
-        placed.view(-1, PANEL, placed.shape[1] // PIECE, PIECE // 4, 4).permute(0, 2, 3, 1, 4).contiguous()
-    )
     sums = placed.sum(1, dtype=torch.int32)
     zeros = None if z is None else in_slots(z, gated)
-    return PackedWeight("int8", n, k, panels, in_slots(s, gated), zeros, sums, gated)
+    return PackedWeight("int8", n, k, _byte_panels(placed), in_slots(s, gated), zeros, sums, gated)
 
 
-def int8_rows(packed: PackedWeight) -> Tensor:
-    """The integers ``[N, K]`` of a packed weight."""
+def _byte_panels(placed: Tensor) -> Tensor:
+    pieces = placed.shape[1] // PIECE
+    return placed.view(-1, PANEL, pieces, PIECE // 4, 4).permute(0, 2, 3, 1, 4).contiguous()
+
+
+def byte_rows(packed: PackedWeight) -> Tensor:
+    """What :func:`pack_weight` put into panels of bytes, ``[N, K]``."""
     panels, pieces = packed.weight.shape[:2]
     placed = packed.weight.permute(0, 3, 1, 2, 4).reshape(panels * PANEL, pieces * PIECE)
     return out_of_slots(placed, packed.rows, packed.gated)[:, : packed.inner]
 
 
 def _unpack_int8(packed: PackedWeight) -> Tensor:
-    q = int8_rows(packed).float()
+    q = byte_rows(packed).float()
     if packed.zero_point is not None:
         q = q - out_of_slots(packed.zero_point, packed.rows, packed.gated)[:, None].float()
     return q * out_of_slots(packed.scale, packed.rows, packed.gated)[:, None]
@@ -163,8 +165,44 @@ def _unpack_bf16(packed: PackedWeight) -> Tensor:
     return out_of_slots(placed, packed.rows, packed.gated).float()
 
 
+# ---- fp8: as int8, bytes of e4m3 -----------------------------------------------------------------------------------
+
+
+def _pack_fp8(
+    w: Tensor, scale: Tensor | None, zero_point: Tensor | None, symmetric: bool, gated: bool
+) -> PackedWeight:
+    """A row with NaN or infinity becomes zeros with the scale NaN: panels hold numbers."""
+    if not symmetric or zero_point is not None or not w.is_floating_point():
+        raise ValueError("fastdiff.pack_weight: fp8 takes a floating w and no zero_point")
+    n, k = w.shape
+    if w.dtype != torch.float8_e4m3fn:
+        if scale is not None:
+            raise ValueError(
+                f"fastdiff.pack_weight: with scale, w must be float8_e4m3fn for fp8, got {w.dtype}"
+            )
+        w = w.float()
+        scale = w.abs().amax(1).clamp_min(2.0**-100) / E4M3_MAX
+        w = (w / scale[:, None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    scale = torch.ones(1, device=w.device) if scale is None else scale.float().reshape(-1)
+    if scale.numel() not in (1, n):
+        raise ValueError(
+            f"fastdiff.pack_weight: scale must have 1 element or {n}, got shape {list(scale.shape)}"
+        )
+    broken = w.float().isnan().any(1)
+    scale = scale.expand(n).masked_fill(broken, float("nan"))
+    codes = w.contiguous().view(torch.uint8).masked_fill(broken[:, None], 0)
+    placed = torch.nn.functional.pad(in_slots(codes, gated), (0, -k % PIECE))
+    return PackedWeight("fp8", n, k, _byte_panels(placed), in_slots(scale, gated), gated=gated)
+
+
+def _unpack_fp8(packed: PackedWeight) -> Tensor:
+    w = byte_rows(packed).contiguous().view(torch.float8_e4m3fn).float()
+    return w * out_of_slots(packed.scale, packed.rows, packed.gated)[:, None]
+
+
 FORMATS: Final[dict[str, Format]] = {
     "int8": Format(_pack_int8, _unpack_int8),
     "int4": Format(_pack_int4, _unpack_int4, groups=(64, 32, 128)),
     "bf16": Format(_pack_bf16, _unpack_bf16),
+    "fp8": Format(_pack_fp8, _unpack_fp8),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdiff.quant._named import fp8_linear
 from fastdiff.quant._packing import PackedWeight
 from fastdiff.quant.int8_conv2d import int8_conv2d
 from fastdiff.quant.int8_linear import int8_linear
@@ -18,7 +19,7 @@ Layer = nn.Linear | nn.Conv2d
 
 
 class QuantLayer(nn.Module):
-    """A packed weight, and how activations become integers; all of its tensors are buffers.
+    """A packed weight, and how activations are quantised; all of its tensors are buffers.
 
     Attributes:
         packed: the weight.
@@ -103,16 +104,26 @@ class QuantLayer(nn.Module):
         return f"{packed.inner} -> {packed.outputs}, {packed.scheme}, activations {activations}"
 
 
+def as_autocast(x: Tensor) -> Tensor:
+    """x in the dtype that layers have where autocast is on, as :class:`torch.nn.Linear` does it."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
 class QuantLinear(QuantLayer):
-    """:class:`torch.nn.Linear` by :func:`int8_linear`, or with weights alone in few bits by :func:`weight_linear`."""
+    """A linear layer by :func:`int8_linear`, :func:`fp8_linear` or, of weights alone, :func:`weight_linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[..., K]`` to ``[..., N]``."""
         # Code that converts x to the dtype of `weight` would get wrong numbers without a word.
         if not x.is_floating_point():
             raise TypeError(f"fastdiff.QuantLinear: x must be floating, got {x.dtype}")
+        x = as_autocast(x)
         if self.bits == 0:
             return weight_linear(x, self.packed, self.bias)
+        if self._like.scheme == "fp8":
+            return fp8_linear(x, self.packed, self.bias)
         return int8_linear(x, self.packed, self.bias, bits=self.bits, **self.ranges())
 
 
@@ -134,6 +145,7 @@ class QuantConv2d(QuantLayer):
             raise TypeError(f"fastdiff.QuantConv2d: x must be floating, got {x.dtype}")
         if x.dim() == 3:
             return self(x[None])[0]  # type: ignore[no-any-return]
+        x = as_autocast(x)
         return int8_conv2d(
             x, self.packed, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation,
             bits=self.bits, **self.ranges(),

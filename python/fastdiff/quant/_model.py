@@ -17,7 +17,14 @@ from fastdiff.quant._calibration import Collector, input_of, migrate, smoothquan
 from fastdiff.quant._layers import Layer, QuantLayer, quantized_like
 from fastdiff.quant._packing import PackedWeight, pack_weight
 
-SCHEMES: Final = {"int8": "int8", "int8_weight": "int8", "int4": "int4", "bf16": "bf16"}
+SCHEMES: Final = {
+    "int8": "int8",
+    "int8_weight": "int8",
+    "int4": "int4",
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "fp8_weight": "fp8",
+}
 """What users choose, and the scheme of the packed weight."""
 RANGES: Final = ("dynamic", "static", "timestep")
 SAMPLE_ROWS: Final = 256
@@ -33,8 +40,9 @@ class QuantConfig:
     """What :func:`quantize_` does to a model.
 
     Attributes:
-        scheme: of linear layers: ``"int8"``, with int8 activations, or of weights alone: ``"int8_weight"``, ``"int4"``,
-            ``"bf16"``. Convolutions are int8 with int8 activations; where weights alone are asked for, they are left.
+        scheme: of linear layers: ``"int8"``, with int8 activations; ``"fp8"``, with activations of e4m3, each row by
+            its own scale; or of weights alone: ``"int8_weight"``, ``"int4"``, ``"bf16"``, ``"fp8_weight"``.
+            Convolutions are int8 with int8 activations; for all other schemes they are left.
         activations: for ``"int8"``: ``"dynamic"``, each row by its own range; ``"static"``, one range for each layer,
             from calibration; ``"timestep"``, one for each layer and timestep, of which :func:`set_timestep` picks one.
         bits: of activations, 8 or 7; see :func:`int8_linear`.
@@ -87,6 +95,11 @@ class QuantConfig:
         if module.weight.numel() < self.least or any(fnmatchcase(name, pattern) for pattern in self.skip):
             return False
         return self.only is None or self.only(name, module)
+
+    @property
+    def bits_of_activations(self) -> int:
+        """0: they stay as they are."""
+        return {"int8": self.bits, "fp8": 8}.get(self.scheme, 0)
 
     def pack(self, w: Tensor) -> PackedWeight:
         """A layer's weight."""
@@ -172,7 +185,7 @@ def quantize_(
             raise ValueError(f"fastdiff.quantize_: calibration did not reach {', '.join(missing)}; skip them")
     steps, reports, layers = Steps(), [], {}
     for name, module in _with_progress(chosen, progress):
-        layer = quantized_like(module, config.pack(module.weight), config.bits if integers else 0)
+        layer = quantized_like(module, config.pack(module.weight), config.bits_of_activations)
         if needs_ranges:
             _set_ranges(layer, collector, name, steps if config.activations == "timestep" else None)
         reports.append(_report(name, module, layer, inputs.get(name)))
@@ -213,6 +226,9 @@ def save_quantized(model: nn.Module, path: str | Path) -> None:
 def load_quantized_(model: nn.Module, path: str | Path) -> None:
     """Read what :func:`save_quantized` wrote into a model that is as it was before :func:`quantize_`, in place.
 
+    A model on the meta device, which has no memory, becomes that of the file, on the CPU: what the file does not have,
+    such as buffers that are not saved, stays on the meta device.
+
     Raises:
         AttributeError: the model lacks a layer of the file.
         ValueError: a layer has another size there. Nothing is changed then.
@@ -233,7 +249,7 @@ def load_quantized_(model: nn.Module, path: str | Path) -> None:
                 f"fastdiff.load_quantized_: {name} must be [{packed.rows}, {packed.inner}] as in the file, "
                 f"got [{rows}, {inner}]"
             )
-        device = module.weight.device
+        device = torch.device("cpu") if module.weight.is_meta else module.weight.device
         layer = quantized_like(module, packed.to(device), int(state[f"{name}.settings"]))
         if f"{name}.x_scale" in state:
             ranges = [state.get(f"{name}.{key}") for key in ("x_scale", "x_zero_point", "timesteps_seen")]
@@ -241,9 +257,10 @@ def load_quantized_(model: nn.Module, path: str | Path) -> None:
             assert scale is not None and zero_point is not None
             layer.set_ranges(scale, zero_point, seen, None if seen is None else steps.of(seen))
         layers[name] = layer
+    has_memory = not any(t.is_meta for t in model.state_dict().values())
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=not has_memory)
 
 
 class Steps:

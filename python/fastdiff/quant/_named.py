@@ -38,6 +38,39 @@ def bf16_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, **o
     return _of("bf16_linear", "bf16", x, packed, bias, options)
 
 
+def fp8_weight_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, **options: Any) -> Tensor:
+    """:func:`weight_linear` of a weight that was packed as ``"fp8"``, with its options: activations stay as they are.
+
+    Raises:
+        ValueError: another scheme.
+    """
+    return _of("fp8_weight_linear", "fp8", x, packed, bias, options)
+
+
+def fp8_linear(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    x_scale: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """:func:`weight_linear` of a weight that was packed as ``"fp8"``, with its options: activations become e4m3 too.
+
+    Args:
+        x: ``[..., K]`` float32, float16 or bfloat16, each row rounded by its own scale or by ``x_scale``; or
+            float8_e4m3fn, with ``x_scale``.
+        packed: the weight.
+        bias: ``[N]``.
+        x_scale: float32, one element or one for each row (``[..., 1]``).
+        options: of :func:`weight_linear`.
+
+    Raises:
+        ValueError: another scheme.
+    """
+    return _of("fp8_linear", "fp8", x, packed, bias, options | {"round_x": True, "x_scale": x_scale})
+
+
 def _of(
     name: str, scheme: str, x: Tensor, packed: PackedWeight, bias: Tensor | None, options: dict[str, Any]
 ) -> Tensor:

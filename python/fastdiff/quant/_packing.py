@@ -13,7 +13,8 @@ from torch import Tensor
 PANEL: Final = 16
 PIECE: Final = 64
 VERSION: Final = 1
-SCHEMES: Final = ("int8", "int4", "bf16")
+E4M3_MAX: Final = 448.0
+SCHEMES: Final = ("int8", "int4", "bf16", "fp8")
 """In the order of the numbers that a saved weight has."""
 
 
@@ -124,11 +125,14 @@ def pack_weight(
     Args:
         w: ``[N, K]`` floating, or a convolution's ``[N, C, *kernel]``, which becomes ``[N, *kernel, C]`` with
             K = C · kernel elements; or, with ``scale``, integers that are quantised already, within −127 and 127,
-            or −8 and 7 for ``"int4"``.
+            or −8 and 7 for ``"int4"``; or float8_e4m3fn for ``"fp8"``, with ``scale`` or without.
         scheme: ``"int8"``: integers with a scale for each row, for :func:`int8_linear`, :func:`int8_weight_linear`,
             :func:`int8_conv2d`. ``"int4"``: integers of four bits with a scale for each row and each group along K, for
-            :func:`int4_linear`. ``"bf16"``: bfloat16, for :func:`bf16_linear`.
-        scale: ``[N]``, or ``[N, ceil(K / group)]``, of integers in w.
+            :func:`int4_linear`. ``"bf16"``: bfloat16, for :func:`bf16_linear`. ``"fp8"``: e4m3 with a scale for each
+            row, max|w| / 448, for :func:`fp8_linear` and :func:`fp8_weight_linear`; a row with NaN, or of infinite
+            range, is NaN then.
+        scale: ``[N]``, or ``[N, ceil(K / group)]``, of integers in w; of float8_e4m3fn ``[N]`` or one element, 1 by
+            default.
         zero_point: of the shape of scale, of integers in w: they stand for scale · (w − zero_point). Of ``"int4"`` it
             may be a fraction.
         symmetric: False: a zero point for each scale, so that the range need not be symmetric around 0.

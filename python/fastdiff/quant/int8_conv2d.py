@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from fastdiff import _native
-from fastdiff.quant._epilogue import SETTINGS, activation_code, finished, refuse_gradients
-from fastdiff.quant._formats import int8_rows
+from fastdiff.quant._epilogue import (
+    SETTINGS,
+    activation_code,
+    dtype_code,
+    finished,
+    refuse_gradients,
+    result_dtype,
+)
+from fastdiff.quant._formats import byte_rows
 from fastdiff.quant._packing import PackedWeight, out_of_slots, pack_weight
 from fastdiff.quant.int8_linear import quantized
 
@@ -22,7 +29,6 @@ INTEGERS: Final = True
 
 Pair = int | tuple[int, int]
 
-_CODES: Final = {torch.float32: 6, torch.float16: 5, torch.bfloat16: 15}  # c10::ScalarType
 _ARGUMENTS = (
     "Tensor x, Tensor? x_scale, Tensor? x_zero_point, Tensor weight, Tensor scale, Tensor column_sum, "
     "Tensor? zero_point, Tensor? bias, Tensor? gate, Tensor? residual, int columns, int[] kernel, int[] stride, "
@@ -32,9 +38,8 @@ _ARGUMENTS = (
 
 def _fake(x: Tensor, *arguments: Any) -> Tensor:
     *_, columns, kernel, stride, padding, dilation, _, _, gated, code = arguments
-    named = next((dtype for dtype, known in _CODES.items() if known == code), None)
-    dtype = named or (torch.float32 if x.dtype == torch.int8 else x.dtype)
-    return _empty(x, columns // 2 if gated else columns, kernel, stride, padding, dilation, dtype)
+    outputs = columns // 2 if gated else columns
+    return _empty(x, outputs, kernel, stride, padding, dilation, result_dtype(x, code))
 
 
 def _empty(
@@ -136,7 +141,7 @@ def int8_conv2d(
     arguments = (
         x, _flat(x_scale), _flat(x_zero_point), packed.weight, packed.scale, packed.column_sum, packed.zero_point,
         bias, gate, residual, packed.rows, size, _pair(stride), _pair(padding), _pair(dilation), bits,
-        activation_code("int8_conv2d", activation), packed.gated, -1 if dtype is None else _CODES.get(dtype, -2),
+        activation_code("int8_conv2d", activation), packed.gated, dtype_code("int8_conv2d", dtype),
     )  # fmt: skip
     if out is None:
         y: Tensor = torch.ops.fastdiff.int8_conv2d.default(*arguments)
@@ -210,7 +215,7 @@ def reference(
 ) -> Tensor:
     """:func:`int8_conv2d` in plain PyTorch: float32 up to the integers, then float64; rounded at the end."""
     q, scale = _dequantized(x, x_scale, x_zero_point, bits)
-    w = int8_rows(packed).double()
+    w = byte_rows(packed).double()
     if packed.zero_point is not None:
         w = w - out_of_slots(packed.zero_point, packed.rows, packed.gated)[:, None]
     sums = _convolved(q, w, packed, stride, padding, dilation, kernel) * scale.view(-1, 1, 1, 1)

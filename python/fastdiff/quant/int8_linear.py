@@ -15,12 +15,15 @@ from fastdiff.quant._epilogue import (
     LowRank,
     activation_code,
     branch_of,
+    dtype_code,
+    fake_linear,
     finished,
     magnitude,
+    per_row,
     refuse_gradients,
     result_like,
 )
-from fastdiff.quant._formats import int8_rows
+from fastdiff.quant._formats import byte_rows
 from fastdiff.quant._packing import PackedWeight, out_of_slots, pack_weight
 
 if TYPE_CHECKING:
@@ -30,7 +33,6 @@ IN_PLACE: Final = False  # over `residual` it is, over x it cannot be
 SAME_BITS: Final = False  # the low-rank branch is added up in another order on CUDA
 INTEGERS: Final = True
 
-_CODES: Final = {torch.float32: 6, torch.float16: 5, torch.bfloat16: 15}  # c10::ScalarType
 _ARGUMENTS = (
     "Tensor x, Tensor? x_scale, Tensor? x_zero_point, Tensor weight, Tensor scale, Tensor column_sum, "
     f"Tensor? zero_point, {SCHEMA}, int columns, int bits, {SETTINGS}, int dtype"
@@ -39,9 +41,7 @@ _ARGUMENTS = (
 
 def _fake(x: Tensor, *arguments: Any) -> Tensor:
     *_, columns, _, _, gated, code = arguments
-    named = next((dtype for dtype, known in _CODES.items() if known == code), None)
-    dtype = named or (torch.float32 if x.dtype == torch.int8 else x.dtype)
-    return result_like(x, columns // 2 if gated else columns, dtype)
+    return fake_linear(x, columns, gated, code)
 
 
 def _fake_out(x: Tensor, *_: Any, result: Tensor) -> None:
@@ -120,9 +120,9 @@ def int8_linear(
             f"fastdiff::int8_linear: x must have shape [..., {packed.inner}], got {list(x.shape)}"
         )
     arguments = (
-        x, _per_row(x_scale), _per_row(x_zero_point), packed.weight, packed.scale, packed.column_sum,
+        x, per_row(x_scale), per_row(x_zero_point), packed.weight, packed.scale, packed.column_sum,
         packed.zero_point, bias, gate, residual, *branch_of(lowrank), packed.rows, bits,
-        activation_code("int8_linear", activation), packed.gated, -1 if dtype is None else _CODES.get(dtype, -2),
+        activation_code("int8_linear", activation), packed.gated, dtype_code("int8_linear", dtype),
     )  # fmt: skip
     if out is None:
         y: Tensor = torch.ops.fastdiff.int8_linear.default(*arguments)
@@ -130,10 +130,6 @@ def int8_linear(
     torch.ops.fastdiff.int8_linear.out(*arguments, result=out)
     _native.mark_written([out])
     return out
-
-
-def _per_row(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.reshape(-1)
 
 
 # ---- reference -------------------------------------------------------------------------------------------------
@@ -184,7 +180,7 @@ def reference(
 ) -> Tensor:
     """:func:`int8_linear` in plain PyTorch: float32 up to the integers, then float64; rounded at the end."""
     q, scale, zero = quantized(x, x_scale, x_zero_point, bits)
-    w = int8_rows(packed).double()
+    w = byte_rows(packed).double()
     if packed.zero_point is not None:
         w = w - out_of_slots(packed.zero_point, packed.rows, packed.gated)[:, None]
     q = q.double().reshape(-1, packed.inner) - zero.double()
@@ -233,7 +229,7 @@ def dlpack_arguments(
     return {
         "x": x, "weight": packed.weight, "scale": packed.scale, "column_sum": packed.column_sum,
         "columns": packed.rows, "zero_point": packed.zero_point, "gated": packed.gated, "bias": bias,
-        "x_scale": _per_row(x_scale), "x_zero_point": _per_row(x_zero_point), "down": down, "up": up, "gates": gates,
+        "x_scale": per_row(x_scale), "x_zero_point": per_row(x_zero_point), "down": down, "up": up, "gates": gates,
         "activation": activation_code("int8_linear", activation),
         "scratch": torch.empty(size, dtype=torch.uint8, device=x.device), **options,
     }  # fmt: skip

@@ -15,34 +15,34 @@ from fastdiff.quant._epilogue import (
     LowRank,
     activation_code,
     branch_of,
+    dtype_code,
+    fake_linear,
     finished,
     magnitude,
+    per_row,
     refuse_gradients,
     result_like,
 )
-from fastdiff.quant._packing import PackedWeight, pack_weight
+from fastdiff.quant._packing import E4M3_MAX, PackedWeight, pack_weight
 
 if TYPE_CHECKING:
     from fastdiff._case import Case
 
 IN_PLACE: Final = False  # over `residual` it is, over x it cannot be
 SAME_BITS: Final = False  # CUDA adds in the order of its tensor cores
-TILES: Final = True
 
-SCHEMES: Final = ("int8", "int4", "bf16")
+SCHEMES: Final = ("int8", "int4", "bf16", "fp8")
 """In the order of the numbers that the schema has."""
 
-_CODES: Final = {torch.float32: 6, torch.float16: 5, torch.bfloat16: 15}  # c10::ScalarType
 _ARGUMENTS = (
-    f"Tensor x, Tensor weight, Tensor? scale, Tensor? zero_point, {SCHEMA}, int columns, int scheme, int group, "
-    f"{SETTINGS}, int dtype"
+    f"Tensor x, Tensor? x_scale, Tensor weight, Tensor? scale, Tensor? zero_point, {SCHEMA}, int columns, int scheme, "
+    f"int group, bool round_x, {SETTINGS}, int dtype"
 )
 
 
 def _fake(x: Tensor, *arguments: Any) -> Tensor:
-    *_, columns, _, _, _, gated, code = arguments
-    named = next((dtype for dtype, known in _CODES.items() if known == code), None)
-    return result_like(x, columns // 2 if gated else columns, named or x.dtype)
+    *_, columns, _, _, _, _, gated, code = arguments
+    return fake_linear(x, columns, gated, code)
 
 
 def _fake_out(x: Tensor, *_: Any, result: Tensor) -> None:
@@ -61,6 +61,8 @@ def weight_linear(
     packed: PackedWeight,
     bias: Tensor | None = None,
     *,
+    x_scale: Tensor | None = None,
+    round_x: bool = False,
     activation: str | None = None,
     gate: Tensor | None = None,
     residual: Tensor | None = None,
@@ -76,23 +78,31 @@ def weight_linear(
 
     with :math:`\hat w` = ``packed.dequantize()``, and with :math:`\text{act}(h) = h' \, \text{act}(h'')` for the two
     halves of the columns if the weight was packed with ``gated=True`` (GEGLU, SwiGLU). The weight is decoded on the
-    way; nothing of its full size is ever written. :func:`int8_weight_linear`, :func:`int4_linear` and
-    :func:`bf16_linear` are the same for one scheme each.
+    way; nothing of its full size is ever written. :func:`int8_weight_linear`, :func:`int4_linear`,
+    :func:`bf16_linear`, :func:`fp8_weight_linear` and, with rounded activations, :func:`fp8_linear` are the same for
+    one scheme each.
 
     Activations and weights are widened to float32, as are products and sums. Where a CPU has the tiles of AMX, rows of
-    bfloat16 stay as they are and weights are rounded to it: exact for integers with a scale for each row, a relative
-    error up to 2⁻⁹ for each weight of ``"int4"``. On CUDA rows of 16 bits stay as they are, and q − zero_point is
-    rounded to their dtype: exact for whole numbers up to 256.
+    bfloat16 stay as they are if there are more than 4, and weights are rounded to it: exact for e4m3 and for integers
+    with a scale for each row, a relative error up to 2⁻⁹ for each weight of ``"int4"``. On CUDA rows of 16 bits stay as
+    they are, and q − zero_point is rounded to their dtype: exact for whole numbers up to 256.
+
+    With ``round_x`` both factors are e4m3, which the tensor cores of Ada and Hopper multiply twice as fast as 16 bits:
+    :math:`x_k = s q_k` with a scale s for each row, max|x| / 448 unless it is given, and :math:`q_k` the nearest number
+    of e4m3 to :math:`x_k / s`, not beyond ±448. Other CUDA devices multiply the same numbers as float16. A row with
+    NaN, or of infinite range, gives NaN. A low-rank branch reads x as it was.
 
     Args:
-        x: ``[..., K]`` float32, float16 or bfloat16. Any strides.
-        packed: the weight, from :func:`pack_weight` with scheme ``"int8"``, ``"int4"`` or ``"bf16"``.
+        x: ``[..., K]`` float32, float16 or bfloat16; with ``round_x`` also float8_e4m3fn, with its scale. Any strides.
+        packed: the weight, from :func:`pack_weight` with scheme ``"int8"``, ``"int4"``, ``"bf16"`` or ``"fp8"``.
+        x_scale: s for ``round_x``, float32: one element, or one for each row of x (``[..., 1]``).
+        round_x: to e4m3; for ``"fp8"``.
         bias: ``[N]``, as are gate, residual and the branch: float32, float16 or bfloat16.
         activation: ``"gelu"``, ``"gelu_tanh"``, ``"silu"`` or None.
         gate: ``[outputs]``, or ``[B or 1, outputs]`` for x ``[B, …, K]``: adaLN's gate, DiffFit's γ.
         residual: ``[..., outputs]``.
         lowrank: :class:`LowRank`, or ``(down, up)``, or ``(down, up, gates)``: added before the activation function.
-        dtype: of the result; default: that of x.
+        dtype: of the result; default: that of x, float32 for float8_e4m3fn.
         out: where to write, ``[..., outputs]``; may be exactly the residual, shares no memory with the others.
 
     Returns:
@@ -104,10 +114,10 @@ def weight_linear(
         NotImplementedError: an argument records gradients.
 
     The same bits on a CPU for any instruction set but AMX and any number of threads, and for a row whatever the others
-    are.
+    are; with AMX, whatever the others are if there are more than 4, or up to 4.
 
-    Source: weight-only quantisation with groups as in GPTQ and AWQ; branches: LoRA, SPM (One-dimensional Adapter to
-    Rule Them All), SVDQuant.
+    Source: weight-only quantisation with groups as in GPTQ and AWQ; e4m3: FP8 Formats for Deep Learning; branches:
+    LoRA, SPM (One-dimensional Adapter to Rule Them All), SVDQuant.
     """
     refuse_gradients("weight_linear", x, bias, gate, residual, out, *(lowrank or ()))
     if packed.scheme not in SCHEMES:
@@ -118,10 +128,12 @@ def weight_linear(
         raise RuntimeError(
             f"fastdiff::weight_linear: x must have shape [..., {packed.inner}], got {list(x.shape)}"
         )
+    if x.dtype == torch.float8_e4m3fn:
+        x = x.view(torch.uint8)
     arguments = (
-        x, packed.weight, packed.scale if packed.scale.numel() else None, packed.zero_point, bias, gate, residual,
-        *branch_of(lowrank), packed.rows, SCHEMES.index(packed.scheme), packed.group,
-        activation_code("weight_linear", activation), packed.gated, -1 if dtype is None else _CODES.get(dtype, -2),
+        x, per_row(x_scale), packed.weight, packed.scale if packed.scale.numel() else None, packed.zero_point, bias,
+        gate, residual, *branch_of(lowrank), packed.rows, SCHEMES.index(packed.scheme), packed.group, round_x,
+        activation_code("weight_linear", activation), packed.gated, dtype_code("weight_linear", dtype),
     )  # fmt: skip
     if out is None:
         y: Tensor = torch.ops.fastdiff.weight_linear.default(*arguments)
@@ -134,18 +146,39 @@ def weight_linear(
 # ---- reference -------------------------------------------------------------------------------------------------
 
 
+def rounded(x: Tensor, x_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """q and s ``[rows, …]`` of activations, float64, by the float32 operations that kernels do."""
+    rows = x.float().reshape(-1, x.shape[-1])
+    if x_scale is None:
+        largest = rows.abs().amax(1, keepdim=True).clamp_min(2.0**-100)
+        scale, inverse = largest / E4M3_MAX, torch.full((1, 1), E4M3_MAX) / largest
+    else:
+        scale = x_scale.reshape(-1, 1).expand(len(rows), 1)
+        inverse = torch.ones(1, 1) if x.dtype == torch.float8_e4m3fn else 1 / scale
+    q = (rows * inverse).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).double()
+    broken = q.isnan().any(1, keepdim=True)
+    return q.masked_fill(broken, 0), scale.double().masked_fill(broken, float("nan"))
+
+
 def reference(
     x: Tensor,
     packed: PackedWeight,
     bias: Tensor | None = None,
     *,
+    x_scale: Tensor | None = None,
+    round_x: bool = False,
     dtype: torch.dtype | None = None,
     **epilogue: Any,
 ) -> Tensor:
     """:func:`weight_linear` in plain PyTorch: float64 with the dequantised weight, rounded at the end."""
-    h = x.double() @ packed.dequantize().double().T
-    y = finished(h, x.double(), packed, bias=bias, **epilogue)
-    return result_like(x, packed.outputs, dtype or x.dtype).copy_(y)
+    own = factor = x.double()
+    if round_x:
+        q, scale = rounded(x, x_scale)
+        factor = (q * scale).view(x.shape)
+        own = factor if x.dtype == torch.float8_e4m3fn else own
+    y = finished(factor @ packed.dequantize().double().T, own, packed, bias=bias, **epilogue)
+    floating = torch.float32 if x.dtype == torch.float8_e4m3fn else x.dtype
+    return result_like(x, packed.outputs, dtype or floating).copy_(y)
 
 
 # ---- what tests need to know -----------------------------------------------------------------------------------
@@ -155,8 +188,16 @@ def tolerance(
     x: Tensor, packed: PackedWeight, bias: Tensor | None = None, **options: Any
 ) -> dict[str, float]:
     """float32; where the tiles of AMX multiply, weights of int4 are rounded to bfloat16."""
-    rounded = packed.scheme == "int4" and x.dtype == torch.bfloat16
-    return {"scale": magnitude(x, packed, bias, **options), "terms": 2**15 if rounded else 16}
+    is_rounded = packed.scheme == "int4" and x.dtype == torch.bfloat16
+    if x.dtype == torch.float8_e4m3fn:
+        q, scale = rounded(x, options["x_scale"])
+        x = (q * scale).view(x.shape)
+    return {"scale": magnitude(x, packed, bias, **options), "terms": 2**15 if is_rounded else 16}
+
+
+def uses_tiles(x: Tensor, *_: Any, round_x: bool = False, **__: Any) -> bool:
+    """Of bfloat16 and of e4m3; up to 4 rows are left to registers, with the bits of AVX-512."""
+    return x.dtype == torch.bfloat16 or round_x
 
 
 def dlpack_arguments(
@@ -166,6 +207,7 @@ def dlpack_arguments(
     *,
     activation: str | None = None,
     lowrank: LowRank | tuple[Tensor, ...] | None = None,
+    x_scale: Tensor | None = None,
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -177,7 +219,8 @@ def dlpack_arguments(
     rank = 0 if down is None else down.shape[0]
     size = _C.weight_linear_scratch(rows, packed.inner, packed.rows, rank=rank, samples=samples)
     return {
-        "x": x, "weight": packed.weight, "scale": packed.scale if packed.scale.numel() else None,
+        "x": x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x, "x_scale": per_row(x_scale),
+        "weight": packed.weight, "scale": packed.scale if packed.scale.numel() else None,
         "zero_point": packed.zero_point, "columns": packed.rows, "scheme": SCHEMES.index(packed.scheme),
         "group": packed.group, "gated": packed.gated, "bias": bias, "down": down, "up": up, "gates": gates,
         "activation": activation_code("weight_linear", activation),
@@ -201,7 +244,7 @@ def cases(seed: int = 0) -> list[Case]:
 
     half, single = torch.bfloat16, torch.float32
     w = normal(40, 70)
-    int8, int4, bf16 = (pack_weight(w, scheme) for scheme in SCHEMES)
+    int8, int4, bf16, fp8 = (pack_weight(w, scheme) for scheme in SCHEMES)
     rough = normal(4, 70)
     rough[1, 3], rough[2, 5] = float("nan"), float("inf")
     branch = (normal(3, 70, dtype=half), normal(40, 3, dtype=half), normal(2, 3))
@@ -222,7 +265,14 @@ def cases(seed: int = 0) -> list[Case]:
         Case("gated", (normal(3, 64, dtype=half),),
              {"packed": pack_weight(normal(44, 64), "int4", gated=True), "bias": normal(44), "activation": "gelu",
               "residual": normal(3, 22)}),
-        Case("nan and inf", (rough,), {"packed": int8}),
+        Case("fp8", (normal(18, 70, dtype=half),), {"packed": fp8, "activation": "silu"}),
+        Case("fp8, rounded", (normal(2, 9, 70),), {"packed": fp8, "round_x": True, "bias": normal(40),
+             "residual": normal(2, 9, 40), "lowrank": branch}),
+        Case("fp8, by a scale", (normal(3, 300, dtype=torch.float16),),
+             {"packed": pack_weight(normal(40, 300), "fp8"), "round_x": True, "x_scale": torch.tensor(0.01)}),
+        Case("fp8, bytes", (normal(2, 3, 70).mul(9).to(torch.float8_e4m3fn),),
+             {"packed": fp8, "round_x": True, "x_scale": normal(2, 3, 1).abs(), "lowrank": branch}),
+        Case("nan and inf", (rough,), {"packed": fp8, "round_x": True}),
         Case("one row, square", (normal(17),), {"packed": pack_weight(normal(17, 17), "bf16")}),
         Case("no rows", (normal(0, 70),), {"packed": int4}),
     ]  # fmt: skip
