@@ -68,6 +68,38 @@ def test_threads_share_what_there_is_most_of(rows: int, inputs: int, outputs: in
     assert_same_bits([lowrank_apply(x[:2], down, up)], [got[:2]])  # whoever shares the batch
 
 
+@pytest.mark.parametrize("rank", [1, 16, 17, 33, 128, 129])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (40, 70), (257, 64), (320, 320), (530, 200)])
+def test_factors_of_bfloat16(inputs: int, outputs: int, rank: int) -> None:
+    """All rows of several blocks, which AMX takes by tiles; every option that changes p or what is behind it."""
+    x, down = normal(3, 37, inputs, dtype=BF16), normal(rank, inputs, dtype=BF16, seed=1)
+    up = normal(outputs, rank, dtype=BF16, seed=2)
+    options = {
+        "gates": normal(3, rank), "offset": normal(1, rank, seed=3), "mu": normal(outputs), "b": normal(3),
+        "base": normal(3, 37, outputs, dtype=BF16, seed=4), **({"a": normal(3)} if inputs == outputs else {}),
+    }  # fmt: skip
+    for extra in ({}, options):
+        got = lowrank_apply(x, down, up, **extra)
+        assert_close(got, reference(x, down, up, **extra), **tolerance(x, down, up, **extra))
+        strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+        assert_same_bits([lowrank_apply(strided, down.T.contiguous().T, up.T.contiguous().T, **extra)], [got])
+
+
+def test_products_with_the_rank_are_not_rounded_to_bfloat16() -> None:
+    x, base = torch.ones(70, 257, dtype=BF16), torch.full((70, 5), -256.0, dtype=BF16)
+    got = lowrank_apply(x, torch.ones(1, 257, dtype=BF16), torch.ones(5, 1, dtype=BF16), base=base)
+    assert torch.equal(got, torch.ones_like(base))  # 257 has nine bits
+
+
+def test_infinity_in_factors_of_bfloat16() -> None:
+    """What p loses as bfloat16 may be 0, which must not meet an infinity."""
+    x, down, up = torch.ones(1, 70, 8, dtype=BF16), torch.ones(2, 8, dtype=BF16), normal(9, 2, dtype=BF16)
+    up[3, 1] = float("inf")
+    assert_close(lowrank_apply(x, down, up), reference(x, down, up), **tolerance(x, down, up))
+    x[0, 5, 2], up = float("-inf"), up.clamp(-1, 1).abs()
+    assert_close(lowrank_apply(x, down, up), reference(x, down, up), **tolerance(x, down, up))
+
+
 def test_over_base_and_over_x() -> None:
     x, down, up, base = normal(2, 70, 50), normal(5, 50), normal(50, 5), normal(2, 70, 50, seed=3)
     want = lowrank_apply(x, down, up, base=base, a=normal())

@@ -4,6 +4,8 @@
 //   p[b, m] = gates[b] * (x[b, m] down^T + offset[b])
 //   y[b, m] = p[b, m] up^T + b[b] mu + base[b, m] + a[b] x[b, m]
 //
+// With the tiles of AMX x and both factors stay bfloat16, if all of them are and there are more than 64 rows.
+//
 // Floor: x (once, or twice with a), base, both matrices and y move once; 2 r (K + N) multiplications a row.
 #pragma once
 
@@ -75,3 +77,8 @@ struct Cpu {
 void launch_cuda(const Params& params, void* scratch, int device, void* stream);
 
 }  // namespace fastdiff::lowrank_apply
+
+namespace fastdiff {
+template <>
+inline constexpr bool kHasTiles<lowrank_apply::Cpu> = true;
+}  // namespace fastdiff

@@ -5,10 +5,7 @@
 // first, [steps][a few registers of columns], so that a tile of C is a dozen chains of fused multiply-adds
 // with the rows' elements broadcast. For few rows the factors are what takes time: then threads share the
 // chunks of K, and after that the columns of y, and each reads its part of a factor once.
-#include <algorithm>
-
-#include "quant/lowrank_apply/lowrank_apply_math.h"
-#include "quant/rows_cpu.h"
+#include "quant/lowrank_apply/lowrank_apply_rows.h"
 
 namespace fastdiff::lowrank_apply {
 namespace {
@@ -18,9 +15,7 @@ constexpr int kMostRegisters = 4, kSums = 24;  // of 32 registers
 #else
 constexpr int kMostRegisters = 2, kSums = 12;  // of 16
 #endif
-constexpr int kBlockRows = 24;        // a multiple of every tile's rows
-constexpr int64_t kSerial = 1 << 18;  // fewer multiplications are left to one thread
-constexpr int64_t kPartsPerThread = 4;
+constexpr int kBlockRows = 24;  // a multiple of every tile's rows
 
 template <class T>
 constexpr int kPanelWidth = kMostRegisters * Lanes<T>::width;
@@ -143,28 +138,14 @@ Panel<T> panel_of(const Factor& f, int64_t first, int steps, int64_t column, int
 
 // A thread's part of the work, and its memory.
 template <class T>
-class Worker {
-  using L = Lanes<T>;
-  using V = typename L::V;
+class Worker : public RowBlock<T, kBlockRows, kPanelWidth<T>> {
+  using Base = RowBlock<T, kBlockRows, kPanelWidth<T>>;
+  using Base::p_, Base::p_row_, Base::rows_, Base::x_at_, Base::y_;
 
  public:
   static constexpr int kWidth = kPanelWidth<T>;
 
-  explicit Worker(const Params& p) : p_(p), p_row_(rounded_up(p.rank, kPanel)) {}
-
-  // The rows that the next calls are about.
-  void enter(int64_t row, int rows) {
-    rows_ = rows;
-    for (int n = 0; n < rows; ++n) {
-      const int64_t b = (row + n) / p_.rows_of_sample, m = (row + n) % p_.rows_of_sample;
-      sample_[n] = b;
-      x_at_[n] = row_at(p_, p_.x, b, m);
-      base_at_[n] = row_at(p_, p_.base, b, m);
-      y_at_[n] = row_at(p_, p_.y, b, m);
-      if (p_.a.data != nullptr) a_[n] = number<T>(p_.a, b, 0);
-      b_[n] = p_.b.data != nullptr ? number<T>(p_.b, b, 0) : T(1);
-    }
-  }
+  using Base::Base;
 
   // sums[rows][rank] (+)= x down^T over one chunk of K; down(first column, columns) gives a panel.
   template <class Down>
@@ -178,25 +159,6 @@ class Worker {
     });
   }
 
-  // Sums to p: offset and gates of their samples.
-  void gate(T* sums) {
-    if (p_.offset.data == nullptr && p_.gates.data == nullptr) return;
-    for (int64_t j = 0; j < p_.rank; j += kChunk) {
-      const int count = static_cast<int>(std::min<int64_t>(kChunk, p_.rank - j));
-      for (int n = 0; n < rows_; ++n) {
-        if (n == 0 || sample_[n] != sample_[n - 1]) {
-          load_numbers(p_.offset, sample_[n], j, count, offset_);
-          load_numbers(p_.gates, sample_[n], j, count, gates_);
-        }
-        T* const sum = sums + n * p_row_ + j;
-        if (p_.offset.data != nullptr)
-          for (int i = 0; i < count; ++i) sum[i] = sum[i] + offset_[i];
-        if (p_.gates.data != nullptr)
-          for (int i = 0; i < count; ++i) sum[i] = gates_[i] * sum[i];
-      }
-    }
-  }
-
   // Columns [column, column + columns) of y; up(first step, steps) gives a panel.
   template <class Up>
   void expand(int64_t column, int columns, const T* p, const Up& up) {
@@ -205,8 +167,7 @@ class Worker {
       const int steps = static_cast<int>(std::min<int64_t>(kChunk, p_.rank - j));
       product(p + j, p_row_, up(j, steps), steps, y_[0], kWidth, j > 0, rows_, columns);
     }
-    load_numbers(p_.mu, 0, column, columns, mu_);
-    for (int n = 0; n < rows_; ++n) finish(n, column, columns, y_[n]);
+    this->finish(column, columns);
   }
 
   template <class Body>
@@ -215,42 +176,11 @@ class Worker {
       body(j, static_cast<int>(std::min<int64_t>(kWidth, columns - j)));
   }
 
-  int64_t p_row() const { return p_row_; }
   T* panel_memory() { return panel_; }
 
  private:
-  static void load_numbers(const Numbers& numbers, int64_t b, int64_t first, int count, T* to) {
-    if (numbers.data != nullptr)
-      load_run(numbers.data, numbers.dtype, b * numbers.sample + first * numbers.element, numbers.element,
-               count, to);
-  }
-
-  void finish(int n, int64_t column, int columns, T* y) {
-    if (p_.mu.data != nullptr)
-      for (int i = 0; i < columns; ++i) y[i] = fma_(b_[n], mu_[i], y[i]);
-    if (p_.base.at.data != nullptr) {
-      load(p_.base, base_at_[n], column, columns);
-      for (int i = 0; i < columns; ++i) y[i] = y[i] + other_[i];
-    }
-    if (p_.a.data != nullptr) {
-      load(p_.x, x_at_[n], column, columns);
-      for (int i = 0; i < columns; ++i) y[i] = fma_(a_[n], other_[i], y[i]);
-    }
-    quant::store_run(p_.y.at.data, p_.y.at.dtype, y_at_[n] + column * p_.y.column, p_.y.column, columns, y);
-  }
-
-  void load(const Rows& rows, int64_t at, int64_t column, int columns) {
-    load_run(rows.at.data, rows.at.dtype, at + column * rows.column, rows.column, columns, other_);
-  }
-
-  const Params& p_;
-  const int64_t p_row_;
-  int rows_ = 0;
-  int64_t sample_[kBlockRows], x_at_[kBlockRows], base_at_[kBlockRows], y_at_[kBlockRows];
-  T a_[kBlockRows], b_[kBlockRows];
-  alignas(64) T x_[kBlockRows][kChunk], y_[kBlockRows][kWidth];
+  alignas(64) T x_[kBlockRows][kChunk];
   alignas(64) T panel_[kChunk * kWidth];
-  alignas(64) T offset_[kChunk], gates_[kChunk], mu_[kWidth], other_[kWidth];
 };
 
 template <class T>
@@ -264,7 +194,7 @@ class Run {
         p_row_(rounded_up(params.rank, kPanel)),
         p_(scratch),
         rest_(scratch + p_numel(params)),
-        team_(params.rows() * (params.inputs + params.outputs) * params.rank < kSerial ? kAlone : team) {}
+        team_(team_for(params, team)) {}
 
   // Factors are copied once; a thread takes a block of rows through both products.
   void by_rows() {
@@ -336,14 +266,10 @@ class Run {
       body(row, static_cast<int>(std::min<int64_t>(kBlockRows, rows - row)));
   }
 
-  // body(worker, 0) ... body(worker, items - 1), a worker for each of some parts.
+  // body(worker, 0) ... body(worker, items - 1).
   template <class Body>
   void each_item(int64_t items, const Body& body) const {
-    const int64_t parts = std::min<int64_t>(items, team_.threads == 1 ? 1 : kPartsPerThread * team_.threads);
-    each_part(team_, parts, [&](int64_t part) {
-      W worker(params_);
-      for (int64_t n = items * part / parts; n < items * (part + 1) / parts; ++n) body(worker, n);
-    });
+    lowrank_apply::each_item(team_, items, [this] { return W(params_); }, body);
   }
 
   // A copied factor's panels follow each other, all but the last of them kWidth wide.
