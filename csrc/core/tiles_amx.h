@@ -100,10 +100,10 @@ void tile_products(const bfloat16_t* a, int64_t a_row, const BfloatPair* b, int6
 template <class Element>
 inline constexpr bool kIsBytes = sizeof(Element) == 1;
 
-template <class Element, bool kKept, bool kTwoRows, bool kTwoColumns>
+template <class Element, bool kKept, bool kTwoRows, bool kTwoColumns, class Meanwhile>
 [[gnu::always_inline]] inline void whole_product(const char* a, const char* a_next, const char* b,
-                                                 const char* b_next, int64_t steps, void* sums,
-                                                 int64_t c_row) {
+                                                 const char* b_next, int64_t steps, void* sums, int64_t c_row,
+                                                 const Meanwhile& meanwhile) {
   constexpr int64_t kBytes = 1024, kRow = 64;
   const int64_t c_bytes = 4 * c_row;
   char *const c = static_cast<char*>(sums), *const next = c + kTile * c_bytes;
@@ -134,6 +134,7 @@ template <class Element, bool kKept, bool kTwoRows, bool kTwoColumns>
       if constexpr (kTwoRows) _tile_dpbf16ps(2, 5, 6);
       if constexpr (kTwoRows && kTwoColumns) _tile_dpbf16ps(3, 5, 7);
     }
+    meanwhile();
   }
   _tile_stored(0, c, c_bytes);
   if constexpr (kTwoColumns) _tile_stored(1, c + kRow, c_bytes);
@@ -141,12 +142,18 @@ template <class Element, bool kKept, bool kTwoRows, bool kTwoColumns>
   if constexpr (kTwoRows && kTwoColumns) _tile_stored(3, next + kRow, c_bytes);
 }
 
+// Takes no time.
+struct Nothing {
+  void operator()() const {}
+};
+
 // C [16 or 32][16 or 32] (+)= A B of signed bytes or bfloat16, in whole tiles one after another: A
 // [steps][16][64 bytes] and another 16 rows, or null; B [steps][16][16][4 bytes] and another 16 columns, or
-// null. C is int32 or float.
-template <class Element, bool kKept = false>
+// null. C is int32 or float. meanwhile() is called after each step: vector instructions that take no longer
+// than its tiles are free there. It must not touch C.
+template <class Element, bool kKept = false, class Meanwhile = Nothing>
 void whole_products(const void* rows, const void* next_rows, const void* columns, const void* next_columns,
-                    int64_t steps, void* c, int64_t c_row) {
+                    int64_t steps, void* c, int64_t c_row, const Meanwhile& meanwhile = {}) {
   const auto* const a = static_cast<const char*>(rows);
   const auto* const a_next = static_cast<const char*>(next_rows);
   const auto* const b = static_cast<const char*>(columns);
@@ -154,13 +161,13 @@ void whole_products(const void* rows, const void* next_rows, const void* columns
   // The compiler does not know what memory tile instructions read and write.
   std::atomic_signal_fence(std::memory_order_seq_cst);
   if (a_next != nullptr && b_next != nullptr) {
-    whole_product<Element, kKept, true, true>(a, a_next, b, b_next, steps, c, c_row);
+    whole_product<Element, kKept, true, true>(a, a_next, b, b_next, steps, c, c_row, meanwhile);
   } else if (a_next != nullptr) {
-    whole_product<Element, kKept, true, false>(a, a_next, b, b_next, steps, c, c_row);
+    whole_product<Element, kKept, true, false>(a, a_next, b, b_next, steps, c, c_row, meanwhile);
   } else if (b_next != nullptr) {
-    whole_product<Element, kKept, false, true>(a, a_next, b, b_next, steps, c, c_row);
+    whole_product<Element, kKept, false, true>(a, a_next, b, b_next, steps, c, c_row, meanwhile);
   } else {
-    whole_product<Element, kKept, false, false>(a, a_next, b, b_next, steps, c, c_row);
+    whole_product<Element, kKept, false, false>(a, a_next, b, b_next, steps, c, c_row, meanwhile);
   }
   std::atomic_signal_fence(std::memory_order_seq_cst);
 }

@@ -19,30 +19,63 @@ struct Int8Factors {
 };
 
 // Rows [first, first + rows) of the result at the panels [begin, end). `q`: their bytes, in groups from a
-// multiple of 16 rows on.
+// multiple of 16 rows on. While a block of sums forms, the one before it becomes results: where tiles
+// multiply, vector instructions are free.
 template <class Tiles, bool kSigned>
 class Int8Sums {
   using U = Floats::U;
   static constexpr int kWide = Floats::width;
+  // Of weights that stay in the second-level cache while all rows pass: results then are written in runs that
+  // are long enough for the pages of their rows to be found again.
+  static constexpr int64_t kChunkBytes = 1 << 18;
 
  public:
   Int8Sums(const Epilogue& e, const Int8Factors& f) : e_(e), f_(f), pair_(e), single_(e) {}
 
   void operator()(const uint8_t* q, int64_t first, int64_t rows, int64_t begin, int64_t end) {
     const int64_t panel_bytes = f_.pieces * kPieceBytes;
-    for (int64_t panel = begin; panel < end; panel += kPair) {
-      const int panels = static_cast<int>(std::min<int64_t>(kPair, end - panel));
-      const int8_t* const w = f_.weight + panel * panel_bytes;
-      for (int64_t r = 0; r < rows; r += Tiles::kRows) {
-        const int count = static_cast<int>(std::min<int64_t>(Tiles::kRows, rows - r));
-        const int64_t group = (r / kGroupRows * f_.pieces * kGroupRows + r % kGroupRows) * kPiece;
-        Tiles::template multiply<kSigned>(q + group, count, w, panel_bytes, panels, f_.pieces, sums_);
-        for (int i = 0; i < count; ++i) finish(first + r + i, panel * kPanel, panels, sums_ + i * kSumsRow);
-      }
-    }
+    const int64_t chunk = std::max<int64_t>(kChunkBytes / panel_bytes / kPair, 1) * kPair;
+    const int64_t pace = (Tiles::kRows + f_.pieces - 1) / f_.pieces;
+    for (; begin < end; begin += chunk)
+      for (int64_t r = 0; r < rows; r += Tiles::kRows)
+        for (int64_t panel = begin; panel < std::min(end, begin + chunk); panel += kPair) {
+          Block& block = blocks_[now_];
+          block.m = first + r, block.slot = panel * kPanel;
+          block.rows = static_cast<int>(std::min<int64_t>(Tiles::kRows, rows - r));
+          block.panels = static_cast<int>(std::min<int64_t>(kPair, end - panel));
+          const int64_t group = (r / kGroupRows * f_.pieces * kGroupRows + r % kGroupRows) * kPiece;
+          Tiles::template multiply<kSigned>(q + group, block.rows, f_.weight + panel * panel_bytes,
+                                            panel_bytes, block.panels, f_.pieces, block.sums,
+                                            [this, pace] { finish_rows(pace); });
+          turn();
+        }
+    blocks_[now_].rows = 0;
+    turn();
   }
 
  private:
+  struct Block {
+    alignas(64) int32_t sums[Tiles::kRows * kSumsRow];
+    int64_t m = 0, slot = 0;
+    int rows = 0, panels = 0;
+  };
+
+  // Of the block before.
+  void finish_rows(int64_t count) {
+    const Block &block = blocks_[1 - now_], &next = blocks_[now_];
+    const int last = static_cast<int>(std::min<int64_t>(block.rows, done_ + count));
+    for (; done_ < last; ++done_) {
+      if (done_ < next.rows) pair_.expect(next.m + done_, next.slot);
+      finish(block.m + done_, block.slot, block.panels, block.sums + done_ * kSumsRow);
+    }
+  }
+
+  void turn() {
+    finish_rows(Tiles::kRows);
+    now_ = 1 - now_;
+    done_ = 0;
+  }
+
   void finish(int64_t m, int64_t slot, int panels, const int32_t* sums) {
     const int32_t zero = f_.row_zero[m] + Tiles::template kOffset<kSigned>;
     const U zero_of_row = splat<U>(static_cast<uint32_t>(zero));
@@ -71,7 +104,8 @@ class Int8Sums {
   const Int8Factors f_;
   Finish<kPair> pair_;
   Finish<1> single_;
-  alignas(64) int32_t sums_[Tiles::kRows * kSumsRow];
+  Block blocks_[2];
+  int now_ = 0, done_ = 0;  // the block that forms; rows of the other
   alignas(64) float linear_[kSumsRow];
 };
 

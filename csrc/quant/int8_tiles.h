@@ -38,10 +38,11 @@ class LaneTiles {
   static void begin() {}
   static void end() {}
 
-  // sums [rows][32]: of `rows` rows of a group with one panel or two, `panel_bytes` apart.
-  template <bool kSigned>
+  // sums [rows][32]: of `rows` rows of a group with one panel or two, `panel_bytes` apart. There is nothing
+  // to be done meanwhile: vector instructions are what multiplies.
+  template <bool kSigned, class Meanwhile>
   static void multiply(const uint8_t* q, int rows, const int8_t* panel, int64_t panel_bytes, int panels,
-                       int64_t pieces, int32_t* sums) {
+                       int64_t pieces, int32_t* sums, const Meanwhile&) {
     for (int r = 0; r < rows; ++r) std::fill_n(sums + r * kSumsRow, panels * kPanel, 0);
     if constexpr (!kMovesSigns<kSigned>) {
       add<kSigned>(q, rows, panel, panel_bytes, panels, pieces, sums);
@@ -135,9 +136,9 @@ class LaneTiles {
   static void begin() {}
   static void end() {}
 
-  template <bool kSigned>
+  template <bool kSigned, class Meanwhile>
   static void multiply(const uint8_t* q, int, const int8_t* panel, int64_t panel_bytes, int panels,
-                       int64_t pieces, int32_t* sums) {
+                       int64_t pieces, int32_t* sums, const Meanwhile&) {
     for (int p = 0; p < panels; ++p) {
       const int8_t* w = panel + p * panel_bytes;
       int32_t sum[kPanel] = {};

@@ -18,12 +18,12 @@ class MatrixTiles {
   static void begin() { set_up_tiles(); }
   static void end() { release_tiles(); }
 
-  template <bool kSigned>
+  template <bool kSigned, class Meanwhile>
   static void multiply(const uint8_t* q, int rows, const int8_t* panel, int64_t panel_bytes, int panels,
-                       int64_t pieces, int32_t* sums) {
+                       int64_t pieces, int32_t* sums, const Meanwhile& meanwhile) {
     const uint8_t* const next = rows > kTile ? q + pieces * kGroupRows * kPiece : nullptr;
     const int8_t* const second = panels > 1 ? panel + panel_bytes : nullptr;
-    whole_products<int8_t>(q, next, panel, second, pieces, sums, kSumsRow);
+    whole_products<int8_t>(q, next, panel, second, pieces, sums, kSumsRow, meanwhile);
   }
 };
 
