@@ -100,10 +100,18 @@ void tile_products(const bfloat16_t* a, int64_t a_row, const BfloatPair* b, int6
 template <class Element>
 inline constexpr bool kIsBytes = sizeof(Element) == 1;
 
+// Where tiles lie, in bytes: rows `row` apart, one tile after the other `step`; if `starts` is not null, in
+// runs of `run` tiles, of which it has the first.
+struct TileLayout {
+  int64_t row = 64, step = 1024;
+  const int64_t* starts = nullptr;
+  int64_t run = 0;
+};
+
 template <class Element, bool kKept, bool kTwoRows, bool kTwoColumns, class Meanwhile>
-[[gnu::always_inline]] inline void whole_product(const char* a, const char* a_next, const char* b,
-                                                 const char* b_next, int64_t steps, void* sums, int64_t c_row,
-                                                 const Meanwhile& meanwhile) {
+[[gnu::always_inline]] inline void whole_product(const char* a, const char* a_next, const TileLayout& of_a,
+                                                 const char* b, const char* b_next, int64_t steps, void* sums,
+                                                 int64_t c_row, const Meanwhile& meanwhile) {
   constexpr int64_t kBytes = 1024, kRow = 64;
   const int64_t c_bytes = 4 * c_row;
   char *const c = static_cast<char*>(sums), *const next = c + kTile * c_bytes;
@@ -118,11 +126,14 @@ template <class Element, bool kKept, bool kTwoRows, bool kTwoColumns, class Mean
     if constexpr (kTwoRows) _tile_zero(2);
     if constexpr (kTwoRows && kTwoColumns) _tile_zero(3);
   }
-  for (int64_t s = 0; s < steps; ++s) {
-    _tile_loadd(4, a + s * kBytes, kRow);
+  const int64_t* start = of_a.starts;
+  int64_t left = start != nullptr ? 0 : steps, at = 0;  // of a run
+  for (int64_t s = 0; s < steps; ++s, at += of_a.step, --left) {
+    if (left == 0) left = of_a.run, at = *start++;
+    _tile_loadd(4, a + at, of_a.row);
     _tile_loadd(6, b + s * kBytes, kRow);
     if constexpr (kTwoColumns) _tile_loadd(7, b_next + s * kBytes, kRow);
-    if constexpr (kTwoRows) _tile_loadd(5, a_next + s * kBytes, kRow);
+    if constexpr (kTwoRows) _tile_loadd(5, a_next + at, of_a.row);
     if constexpr (kIsBytes<Element>) {
       _tile_dpbssd(0, 4, 6);
       if constexpr (kTwoColumns) _tile_dpbssd(1, 4, 7);
@@ -150,10 +161,11 @@ struct Nothing {
 // C [16 or 32][16 or 32] (+)= A B of signed bytes or bfloat16, in whole tiles one after another: A
 // [steps][16][64 bytes] and another 16 rows, or null; B [steps][16][16][4 bytes] and another 16 columns, or
 // null. C is int32 or float. meanwhile() is called after each step: vector instructions that take no longer
-// than its tiles are free there. It must not touch C.
+// than its tiles are free there. It must not touch C. A may lie otherwise, as `of_rows` has it.
 template <class Element, bool kKept = false, class Meanwhile = Nothing>
 void whole_products(const void* rows, const void* next_rows, const void* columns, const void* next_columns,
-                    int64_t steps, void* c, int64_t c_row, const Meanwhile& meanwhile = {}) {
+                    int64_t steps, void* c, int64_t c_row, const Meanwhile& meanwhile = {},
+                    const TileLayout& of_rows = {}) {
   const auto* const a = static_cast<const char*>(rows);
   const auto* const a_next = static_cast<const char*>(next_rows);
   const auto* const b = static_cast<const char*>(columns);
@@ -161,13 +173,13 @@ void whole_products(const void* rows, const void* next_rows, const void* columns
   // The compiler does not know what memory tile instructions read and write.
   std::atomic_signal_fence(std::memory_order_seq_cst);
   if (a_next != nullptr && b_next != nullptr) {
-    whole_product<Element, kKept, true, true>(a, a_next, b, b_next, steps, c, c_row, meanwhile);
+    whole_product<Element, kKept, true, true>(a, a_next, of_rows, b, b_next, steps, c, c_row, meanwhile);
   } else if (a_next != nullptr) {
-    whole_product<Element, kKept, true, false>(a, a_next, b, b_next, steps, c, c_row, meanwhile);
+    whole_product<Element, kKept, true, false>(a, a_next, of_rows, b, b_next, steps, c, c_row, meanwhile);
   } else if (b_next != nullptr) {
-    whole_product<Element, kKept, false, true>(a, a_next, b, b_next, steps, c, c_row, meanwhile);
+    whole_product<Element, kKept, false, true>(a, a_next, of_rows, b, b_next, steps, c, c_row, meanwhile);
   } else {
-    whole_product<Element, kKept, false, false>(a, a_next, b, b_next, steps, c, c_row, meanwhile);
+    whole_product<Element, kKept, false, false>(a, a_next, of_rows, b, b_next, steps, c, c_row, meanwhile);
   }
   std::atomic_signal_fence(std::memory_order_seq_cst);
 }

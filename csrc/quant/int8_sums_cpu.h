@@ -18,9 +18,19 @@ struct Int8Factors {
   const int32_t* row_sum;   // [M], likewise; read only with zero_point
 };
 
-// Rows [first, first + rows) of the result at the panels [begin, end). `q`: their bytes, in groups from a
-// multiple of 16 rows on. While a block of sums forms, the one before it becomes results: where tiles
-// multiply, vector instructions are free.
+// Rows of bytes in groups: [M / 16][pieces][16][64].
+struct StoredGroups {
+  const uint8_t* q;
+  int64_t pieces;
+
+  const uint8_t* operator()(int64_t r) const {
+    return q + (r / kGroupRows * pieces * kGroupRows + r % kGroupRows) * kPiece;
+  }
+};
+
+// Rows [first, first + rows) of the result at the panels [begin, end). group_of(r): the bytes of row `first`
+// + r, those of 16 rows from a multiple of 16 on together. While a block of sums forms, the one before it
+// becomes results: where tiles multiply, vector instructions are free.
 template <class Tiles, bool kSigned>
 class Int8Sums {
   using U = Floats::U;
@@ -32,7 +42,9 @@ class Int8Sums {
  public:
   Int8Sums(const Epilogue& e, const Int8Factors& f) : e_(e), f_(f), pair_(e), single_(e) {}
 
-  void operator()(const uint8_t* q, int64_t first, int64_t rows, int64_t begin, int64_t end) {
+  template <class Groups>
+  void operator()(const Groups& group_of, int64_t first, int64_t rows, int64_t begin, int64_t end,
+                  const typename Tiles::Layout& layout = {}) {
     const int64_t panel_bytes = f_.pieces * kPieceBytes;
     const int64_t chunk = std::max<int64_t>(kChunkBytes / panel_bytes / kPair, 1) * kPair;
     const int64_t pace = (Tiles::kRows + f_.pieces - 1) / f_.pieces;
@@ -43,8 +55,7 @@ class Int8Sums {
           block.m = first + r, block.slot = panel * kPanel;
           block.rows = static_cast<int>(std::min<int64_t>(Tiles::kRows, rows - r));
           block.panels = static_cast<int>(std::min<int64_t>(kPair, end - panel));
-          const int64_t group = (r / kGroupRows * f_.pieces * kGroupRows + r % kGroupRows) * kPiece;
-          Tiles::template multiply<kSigned>(q + group, block.rows, f_.weight + panel * panel_bytes,
+          Tiles::template multiply<kSigned>(group_of, r, block.rows, layout, f_.weight + panel * panel_bytes,
                                             panel_bytes, block.panels, f_.pieces, block.sums,
                                             [this, pace] { finish_rows(pace); });
           turn();

@@ -35,31 +35,35 @@ class LaneTiles {
   template <bool kSigned>
   static constexpr int kOffset = kByteOffset<kSigned>;
 
+  struct Layout {};  // no other than that of groups
+  static constexpr bool kReadsInPlace = false;
+
   static void begin() {}
   static void end() {}
 
-  // sums [rows][32]: of `rows` rows of a group with one panel or two, `panel_bytes` apart. There is nothing
-  // to be done meanwhile: vector instructions are what multiplies.
-  template <bool kSigned, class Meanwhile>
-  static void multiply(const uint8_t* q, int rows, const int8_t* panel, int64_t panel_bytes, int panels,
-                       int64_t pieces, int32_t* sums, const Meanwhile&) {
+  // sums [rows][32]: of the rows from `first` on, up to kRows, with one panel or two, `panel_bytes` apart.
+  // There is nothing to be done meanwhile: vector instructions are what multiplies.
+  template <bool kSigned, class Groups, class Meanwhile>
+  static void multiply(const Groups& group_of, int64_t first, int rows, Layout, const int8_t* panel,
+                       int64_t panel_bytes, int panels, int64_t pieces, int32_t* sums, const Meanwhile&) {
+    const uint8_t* const q = group_of(first);
     for (int r = 0; r < rows; ++r) std::fill_n(sums + r * kSumsRow, panels * kPanel, 0);
     if constexpr (!kMovesSigns<kSigned>) {
       add<kSigned>(q, rows, panel, panel_bytes, panels, pieces, sums);
       return;
     }
     alignas(64) uint8_t chunk[2 * kSignsAt];
-    for (int64_t first = 0; first < pieces; first += kChunk) {
-      const int64_t count = std::min(kChunk, pieces - first);
+    for (int64_t piece = 0; piece < pieces; piece += kChunk) {
+      const int64_t count = std::min(kChunk, pieces - piece);
       for (int r = 0; r < rows; ++r) {
         int32_t negative = 0;
         for (int64_t n = 0; n < count; ++n) {
           const int64_t at = (n * kGroupRows + r) * kPiece;
-          negative += move_signs(q + first * (kGroupRows * kPiece) + at, chunk + at);
+          negative += move_signs(q + piece * (kGroupRows * kPiece) + at, chunk + at);
         }
         for (int c = 0; c < panels * kPanel; ++c) sums[r * kSumsRow + c] += negative;
       }
-      add<kSigned>(chunk, rows, panel + first * kPieceBytes, panel_bytes, panels, count, sums);
+      add<kSigned>(chunk, rows, panel + piece * kPieceBytes, panel_bytes, panels, count, sums);
     }
   }
 
@@ -133,12 +137,16 @@ class LaneTiles {
   template <bool kSigned>
   static constexpr int kOffset = 0;
 
+  struct Layout {};  // no other than that of groups
+  static constexpr bool kReadsInPlace = false;
+
   static void begin() {}
   static void end() {}
 
-  template <bool kSigned, class Meanwhile>
-  static void multiply(const uint8_t* q, int, const int8_t* panel, int64_t panel_bytes, int panels,
-                       int64_t pieces, int32_t* sums, const Meanwhile&) {
+  template <bool kSigned, class Groups, class Meanwhile>
+  static void multiply(const Groups& group_of, int64_t r, int, Layout, const int8_t* panel,
+                       int64_t panel_bytes, int panels, int64_t pieces, int32_t* sums, const Meanwhile&) {
+    const uint8_t* const q = group_of(r);
     for (int p = 0; p < panels; ++p) {
       const int8_t* w = panel + p * panel_bytes;
       int32_t sum[kPanel] = {};

@@ -18,12 +18,16 @@ class MatrixTiles {
   static void begin() { set_up_tiles(); }
   static void end() { release_tiles(); }
 
-  template <bool kSigned, class Meanwhile>
-  static void multiply(const uint8_t* q, int rows, const int8_t* panel, int64_t panel_bytes, int panels,
-                       int64_t pieces, int32_t* sums, const Meanwhile& meanwhile) {
-    const uint8_t* const next = rows > kTile ? q + pieces * kGroupRows * kPiece : nullptr;
+  using Layout = TileLayout;
+  static constexpr bool kReadsInPlace = true;
+
+  template <bool kSigned, class Groups, class Meanwhile>
+  static void multiply(const Groups& group_of, int64_t r, int rows, const Layout& layout, const int8_t* panel,
+                       int64_t panel_bytes, int panels, int64_t pieces, int32_t* sums,
+                       const Meanwhile& meanwhile) {
+    const uint8_t* const next = rows > kTile ? group_of(r + kTile) : nullptr;
     const int8_t* const second = panels > 1 ? panel + panel_bytes : nullptr;
-    whole_products<int8_t>(q, next, panel, second, pieces, sums, kSumsRow, meanwhile);
+    whole_products<int8_t>(group_of(r), next, panel, second, pieces, sums, kSumsRow, meanwhile, layout);
   }
 };
 

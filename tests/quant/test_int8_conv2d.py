@@ -114,6 +114,34 @@ def test_more_rows_than_a_block_has(isa: str) -> None:
     assert_same_bits([y], [exact(q, w, padding=1)])
 
 
+@pytest.mark.parametrize(
+    ("c", "size", "geometry"),
+    [
+        (64, (3, 3), {"padding": 1}),
+        (128, (1, 1), {"stride": 2}),
+        (192, (2, 3), {"stride": (2, 1), "padding": (3, 0)}),
+        (64, (3, 3), {"padding": (0, 1), "stride": (1, 3), "dilation": (2, 1)}),
+        (128, (2, 3), {"dilation": (1, 4)}),
+        (16, (3, 4), {"dilation": (3, 1)}),
+    ],
+)
+@pytest.mark.parametrize(("h", "out"), [(3, 16), (5, 48)])
+def test_lines_of_whole_tiles(
+    isa: str, c: int, size: tuple[int, int], geometry: dict[str, Any], h: int, out: int
+) -> None:
+    """Runs of 64 bytes along K and of 16 pixels along a line, which tiles read where they lie."""
+    stride, padding, dilation = (
+        pair if isinstance(pair, tuple) else (pair, pair)
+        for pair in (geometry.get("stride", 1), geometry.get("padding", 0), geometry.get("dilation", 1))
+    )
+    width = stride[1] * (out - 1) + dilation[1] * (size[1] - 1) + 1 - 2 * padding[1]
+    height = stride[0] * (h - 1) + dilation[0] * (size[0] - 1) + 1 - 2 * padding[0]
+    q, w = integers(2, c, max(1, height), width, low=-128), integers(35, c, *size, seed=1)
+    y = int8_conv2d(q, packed_as_it_is(w), x_scale=torch.ones(2), **geometry)
+    assert y.shape[3] == out
+    assert_same_bits([y], [exact(q, w, **geometry)])
+
+
 @settings(max_examples=40, deadline=None)
 @given(b=st.integers(1, 3), c=st.integers(1, 20), n=st.integers(1, 40), h=st.integers(1, 12), w=st.integers(1, 12),
        kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),

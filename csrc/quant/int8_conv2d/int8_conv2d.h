@@ -10,7 +10,7 @@
 //
 // Floor, per thread of a CPU of 3 GHz: 2 B OH OW N K / (64 operations a cycle with vpmaddubsw and AVX2, 256
 // with VNNI and AVX-512, 2048 with AMX). Besides: x is read twice (once for its range), B OH OW K bytes are
-// copied within the second-level cache.
+// copied within the second-level cache, but for tiles of AMX that can read them where they lie.
 #pragma once
 
 #include <array>
@@ -83,9 +83,15 @@ struct Params {
   float* row_scale = nullptr;         // CPU: sx of each row of the product
   int32_t* row_zero = nullptr;        // CPU: zx
   int32_t* row_sum = nullptr;         // sum_k q; CUDA: only with zero_point
+  int64_t* starts = nullptr;          // CPU: where the runs of a row begin, from its first pixel on
   uint8_t* rows = nullptr;            // CPU: [parts][rows of a block / 16][pieces][16][64]
 
   constexpr bool finds_range() const { return x_scale.data == nullptr; }
+  // Tiles of AMX, 16 pixels of a line by 64 elements along K, are there without a copy; the sums of rows that
+  // a zero point wants are not.
+  constexpr bool in_place() const {
+    return image.run() % quant::kPiece == 0 && image.out[1] % 16 == 0 && zero_point == nullptr;
+  }
 };
 
 // How the CPU shares out the product: parts of its rows, and of each, runs of panels. Each part has a block

@@ -233,6 +233,7 @@ int64_t place_cpu(Params& p, const Team& team, void* scratch) {
   p.row_scale = cut.take<float>(p.epilogue.rows);
   p.row_zero = cut.take<int32_t>(p.epilogue.rows);
   p.row_sum = cut.take<int32_t>(p.epilogue.rows);
+  p.starts = cut.take<int64_t>(p.image.kernel[0] * p.image.runs());
   const Shares s = shares_of(p, team);
   p.rows = cut.take<uint8_t>(s.rows * s.runs * s.block * p.pieces * kPiece);
   return cut.bytes();

@@ -156,6 +156,23 @@ class PixelWriter {
 
 // ---- rows of the product ----------------------------------------------------------------------------
 
+inline void set_scales(const Params& p, int64_t first, int64_t count) {
+  const int64_t pixels = p.image.out[0] * p.image.out[1];
+  for (int64_t m = first; m < first + count; ++m) {
+    const RowScale& s = p.scales[m / pixels];
+    p.row_scale[m] = s.scale;
+    p.row_zero[m] = s.zero_point;
+  }
+}
+
+// Where the runs of a row begin, from its first pixel on.
+inline void find_starts(const Params& p) {
+  const Image& image = p.image;
+  for (int64_t n = 0; n < image.kernel[0] * image.runs(); ++n)
+    p.starts[n] = n / image.runs() * image.dilation[0] * image.row() +
+                  n % image.runs() * image.dilation[1] * image.channels;
+}
+
 template <int kOffset, bool kSigned>
 class PatchWriter {
  public:
@@ -164,13 +181,9 @@ class PatchWriter {
   // Rows [first, first + count) into groups at q.
   void operator()(int64_t first, int64_t count, uint8_t* q) const {
     const Image& image = p_.image;
-    const int64_t pixels = image.out[0] * image.out[1];
     for (int64_t r = 0; r < count; ++r) {
       uint8_t* const to = q + (r / kGroupRows * p_.pieces * kGroupRows + r % kGroupRows) * kPiece;
       gather(p_.bytes + image.at(first + r), to);
-      const RowScale& s = p_.scales[(first + r) / pixels];
-      p_.row_scale[first + r] = s.scale;
-      p_.row_zero[first + r] = s.zero_point;
       if (p_.zero_point != nullptr) p_.row_sum[first + r] = sum_of(to);
     }
   }
@@ -180,7 +193,6 @@ class PatchWriter {
 
   void gather(const uint8_t* from, uint8_t* to) const {
     const Image& image = p_.image;
-    const int64_t run = image.run(), runs = image.runs();
     int64_t k = 0;
     const auto append = [&](const uint8_t* bytes, int64_t count) {
       while (count > 0) {
@@ -194,9 +206,7 @@ class PatchWriter {
         k += now, bytes += now, count -= now;
       }
     };
-    for (int64_t u = 0; u < image.kernel[0]; ++u)
-      for (int64_t v = 0; v < runs; ++v)
-        append(from + u * image.dilation[0] * image.row() + v * image.dilation[1] * image.channels, run);
+    for (int64_t n = 0; n < image.kernel[0] * image.runs(); ++n) append(from + p_.starts[n], image.run());
     if (const int64_t rest = k % kPiece; rest != 0)
       std::fill_n(to + k / kPiece * kStep + rest, kPiece - rest, uint8_t{0});
   }
@@ -224,6 +234,7 @@ void run_as(const Params& p, const Team& team) {
   if (p.finds_range())
     each_part(team, image.batch * parts, [&](int64_t n) { find_range(p, n / parts, n % parts, parts); });
   widen_vectors(e, 0, 1);
+  find_starts(p);
   for (int64_t b = 0; b < image.batch; ++b) set_scale(p, b, parts);
 
   each_part(team, image.batch * image.padded[0],
@@ -246,8 +257,16 @@ void run_as(const Params& p, const Team& team) {
     Int8Sums<Tiles, kSigned> sums(e, factors);
     for (int64_t m = units * share / shares.rows * 32; m < end; m += shares.block) {
       const int64_t count = std::min(shares.block, end - m);
+      set_scales(p, m, count);
+      if constexpr (Tiles::kReadsInPlace) {
+        if (p.in_place()) {
+          sums([&p, m](int64_t r) { return p.bytes + p.image.at(m + r); }, m, count, first_panel, last_panel,
+               {image.stride[1] * image.channels, kPiece, p.starts, image.run() / kPiece});
+          continue;
+        }
+      }
       write_patches(m, count, q);
-      sums(q, m, count, first_panel, last_panel);
+      sums(StoredGroups{q, p.pieces}, m, count, first_panel, last_panel);
     }
     Tiles::end();
   });

@@ -125,8 +125,8 @@ void run_as(const Params& p, const Team& team) {
     const int64_t first = part / runs * block, run = part % runs;
     Tiles::begin();
     Int8Sums<Tiles, kSigned> sums(e, factors);
-    sums(p.q + first * p.pieces * kPiece, first, std::min(block, e.rows - first), pairs * run / runs * kPair,
-         std::min(e.slots / kPanel, pairs * (run + 1) / runs * kPair));
+    sums(StoredGroups{p.q + first * p.pieces * kPiece, p.pieces}, first, std::min(block, e.rows - first),
+         pairs * run / runs * kPair, std::min(e.slots / kPanel, pairs * (run + 1) / runs * kPair));
     Tiles::end();
   });
 }
