@@ -34,7 +34,7 @@ struct StoredGroups {
 template <class Tiles, bool kSigned>
 class Int8Sums {
   using U = Floats::U;
-  static constexpr int kWide = Floats::width;
+  static constexpr int kWide = Floats::width, kTogether = Finish<kPair>::kMostRows;
   // Of weights that stay in the second-level cache while all rows pass: results then are written in runs that
   // are long enough for the pages of their rows to be found again.
   static constexpr int64_t kChunkBytes = 1 << 18;
@@ -71,23 +71,37 @@ class Int8Sums {
     int rows = 0, panels = 0;
   };
 
-  // Of the block before.
+  // Of the block before, so many more, as soon as there are enough of them.
   void finish_rows(int64_t count) {
-    const Block &block = blocks_[1 - now_], &next = blocks_[now_];
-    const int last = static_cast<int>(std::min<int64_t>(block.rows, done_ + count));
-    for (; done_ < last; ++done_) {
-      if (done_ < next.rows) pair_.expect(next.m + done_, next.slot);
-      finish(block.m + done_, block.slot, block.panels, block.sums + done_ * kSumsRow);
-    }
+    due_ = static_cast<int>(std::min<int64_t>(blocks_[1 - now_].rows, due_ + count));
+    for (; due_ - done_ >= kTogether; done_ += kTogether) finish<kTogether>();
   }
 
   void turn() {
     finish_rows(Tiles::kRows);
+    for (; done_ < due_; ++done_) finish<1>();
     now_ = 1 - now_;
-    done_ = 0;
+    done_ = due_ = 0;
   }
 
-  void finish(int64_t m, int64_t slot, int panels, const int32_t* sums) {
+  template <int kRows>
+  void finish() {
+    const Block &block = blocks_[1 - now_], &next = blocks_[now_];
+    const int64_t m = block.m + done_;
+    for (int r = 0; r < kRows; ++r) {
+      if (done_ + r < next.rows) pair_.expect(next.m + done_ + r, next.slot);
+      scale(m + r, block.slot, block.panels, block.sums + (done_ + r) * kSumsRow,
+            linear_ + r * block.panels * kPanel);
+    }
+    if (block.panels == kPair) {
+      pair_.template rows<kRows>(m, block.slot, linear_);
+    } else {
+      single_.template rows<kRows>(m, block.slot, linear_);
+    }
+  }
+
+  // Sums of a row, less what the zero points ask for, as float32.
+  void scale(int64_t m, int64_t slot, int panels, const int32_t* sums, float* to) const {
     const int32_t zero = f_.row_zero[m] + Tiles::template kOffset<kSigned>;
     const U zero_of_row = splat<U>(static_cast<uint32_t>(zero));
     const FloatLanes scale = splat<FloatLanes>(f_.row_scale[m]);
@@ -100,12 +114,7 @@ class Int8Sums {
                          static_cast<uint32_t>(e_.inner) * static_cast<uint32_t>(f_.row_zero[m]);
         sum = sub(sum, Dots::times(splat<U>(row), load(f_.zero_point + slot + c)));
       }
-      Floats::store(linear_ + c, mul(float_from_signed(sum), scale));
-    }
-    if (panels == kPair) {
-      pair_(m, slot, linear_);
-    } else {
-      single_(m, slot, linear_);
+      Floats::store(to + c, mul(float_from_signed(sum), scale));
     }
   }
 
@@ -116,8 +125,9 @@ class Int8Sums {
   Finish<kPair> pair_;
   Finish<1> single_;
   Block blocks_[2];
-  int now_ = 0, done_ = 0;  // the block that forms; rows of the other
-  alignas(64) float linear_[kSumsRow];
+  int now_ = 0;             // the block that forms
+  int due_ = 0, done_ = 0;  // rows of the other
+  alignas(64) float linear_[kTogether * kSumsRow];
 };
 
 }  // namespace
