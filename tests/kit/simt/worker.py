@@ -42,8 +42,8 @@ class SimtCrashError(RuntimeError):
 class SimtWorker:
     """A process with the emulated kernels.
 
-    checks: which build of the module, see build.Checks. seed: of the order in which threads run; change it
-    freely between calls. timeout: seconds after which a call counts as hung. module: another extension than
+    checks: which build of the module, see build.Checks. seed: of the order in which threads run.
+    timeout: seconds after which a call counts as hung. Change both freely between calls. module: another extension than
     fastdiff's own.
     """
 
@@ -52,7 +52,7 @@ class SimtWorker:
     ) -> None:
         self.seed = seed
         self._checks = checks
-        self._timeout = timeout
+        self.timeout = timeout
         self._module = module
         self._process: _Process | None = None
 
@@ -67,7 +67,7 @@ class SimtWorker:
         request = _Request(function, args, kwargs, self.seed)
         process = self._started()
         try:
-            reply = process.exchange(request.message(), self._timeout)
+            reply = process.exchange(request.message(), self.timeout)
         except SimtCrashError:
             self.close()
             raise
