@@ -37,7 +37,7 @@ none: only what the emulator itself checks; the fastest to compile and run.
 """
 
 _BASE = [
-    *("-std=c++20", "-O1", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"),
+    *("-std=c++20", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"),
     *("-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
     "-fno-strict-aliasing",  # nvcc's device code knows no such rules
     "-Wa,--no-warn",  # gcc puts a template's noinit variable in a section of another type than it announced
@@ -48,14 +48,15 @@ _UNDEFINED = [
     "-fno-sanitize=null,object-size,vptr,nonnull-attribute,returns-nonnull-attribute,return,builtin,pointer-overflow",
 ]
 _ADDRESS = ["-fsanitize=address", *_UNDEFINED]
-# NOTE: the detector implements the functions that -fsanitize=thread calls: nothing is linked with libtsan.
+# On what tests give them kernels take longer to compile than to run, so -O0; not with the race detector, which is
+# called at each access.
+# NOTE: it implements the functions that -fsanitize=thread calls: nothing is linked with libtsan.
 _KERNEL_FLAGS: dict[Checks, list[str]] = {
-    "memory": _ADDRESS,
-    "races": ["-fsanitize=thread", *_UNDEFINED],
-    "none": [],
+    "memory": ["-O0", *_ADDRESS],
+    "races": ["-O1", "-fsanitize=thread", *_UNDEFINED],
+    "none": ["-O0"],
 }
 _LINK_FLAGS: dict[Checks, list[str]] = {"memory": _ADDRESS, "races": _ADDRESS, "none": []}
-_HOST_ONLY = "-O0"  # halves the time that pybind11 takes to compile
 _RACE_DETECTOR = KIT / "races.cpp"
 
 
@@ -121,7 +122,7 @@ def _module_sources(checks: Checks) -> list[Path]:
     rooms = [p for pattern in ("*_desk.cpp", "*_py.cpp", "*.cu") for p in CSRC.rglob(pattern)]
     if checks == "races":  # no test looks for those of the others, whose kernels take minutes to compile
         rooms = [p for p in rooms if {"solver", "guidance", "wavelet"} & set(p.parts)]
-    return sorted({CSRC / "module.cpp", *core, *rooms})
+    return [*sorted({*core, *rooms}), CSRC / "module.cpp"]
 
 
 def _folder(name: str, checks: Checks) -> Path:
@@ -129,13 +130,20 @@ def _folder(name: str, checks: Checks) -> Path:
 
 
 def _build(sources: Sequence[Path], target: Path, flags: list[str], link: list[str], checks: Checks) -> Path:
-    units = [*sources, _RACE_DETECTOR] if checks == "races" else list(sources)
+    units = _units([*sources, _RACE_DETECTOR] if checks == "races" else sources)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target), ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda unit: _compile(unit, target.parent, flags, checks), units))
         command = [compiler(), *link, *_LINK_FLAGS[checks], *map(str, objects), "-o", str(target), "-ldl"]
         _make(target, command, objects)
     return target
+
+
+def _units(sources: Sequence[Path]) -> list[list[Path]]:
+    """What is compiled at a time: a file, or all that see pybind11, whose templates take longer than what they do."""
+    adaptors = [p for p in sources if p.name == "module.cpp" or p.name.endswith("_py.cpp")]
+    others = [[p] for p in sources if p not in adaptors]
+    return [adaptors, *others] if adaptors else others
 
 
 @contextmanager
@@ -146,24 +154,26 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
-def _compile(source: Path, beside: Path, flags: list[str], checks: Checks) -> Path:
+def _compile(unit: Sequence[Path], beside: Path, flags: list[str], checks: Checks) -> Path:
+    *first, source = unit
     name = os.path.relpath(source, ROOT).replace("../", "").replace("/", ".")
     # What is no kernel is compiled alike for all checks that link with the same runtime.
-    is_shared = source.suffix != ".cu" and source != _RACE_DETECTOR and checks != "none"
+    is_shared = source.suffix != ".cu" and source != _RACE_DETECTOR and checks != "none" and not first
     folder = beside.parent / "host" if is_shared else beside / "objects"
     target, depends = folder / f"{name}.o", folder / f"{name}.d"
     folder.mkdir(parents=True, exist_ok=True)
     if source == _RACE_DETECTOR:
-        sanitize = []
+        checked = ["-O1"]
     elif source.suffix == ".cu":
-        sanitize = _KERNEL_FLAGS[checks]
+        checked = _KERNEL_FLAGS[checks]
     else:
-        sanitize = [*_LINK_FLAGS[checks], _HOST_ONLY]
+        checked = ["-O0", *_LINK_FLAGS[checks]]
     includes = ["-DFASTDIFF_SIMT=1", f"-I{KIT}", f"-I{CSRC}", *_toolkit()]
+    includes += [word for path in first for word in ("-include", str(path))]
     language = ["-x", "c++"] if source.suffix == ".cu" else []
     output = ["-MMD", "-MF", str(depends), "-c", *language, str(source), "-o", str(target)]
     with _alone(target):
-        _make(target, [compiler(), *_BASE, *sanitize, *flags, *includes, *output], [source], depends)
+        _make(target, [compiler(), *_BASE, *checked, *flags, *includes, *output], unit, depends)
     return target
 
 
