@@ -340,7 +340,9 @@ def plain(heads: Line, lines: Sequence[Line], *, left: int = 3) -> Iterator[str]
 # ---- as a picture --------------------------------------------------------------------------------------------
 
 BAR = 0.19  # inches
-COLORS = ("#4C72B0", "#8FB0D9", "#DD8452", "#55A868", "#8172B3")
+COLORS = (
+    "#4C72B0", "#8FB0D9", "#DD8452", "#55A868", "#8172B3", "#C44E52", "#937860", "#DA8BC3", "#8C8C8C",
+)  # fmt: skip
 
 
 def plot(path: Path, rows: Sequence[Row], title: str) -> None:
