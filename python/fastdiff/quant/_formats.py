@@ -43,8 +43,8 @@ def quantize_rows(w: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | 
 
 def _given(w: Tensor, scale: Tensor, zero_point: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     for name, t in (("w", w), ("zero_point", zero_point)):
-        if t is not None and (t.is_floating_point() or bool(((t < -LEVELS) | (t > LEVELS)).any())):
-            raise ValueError(f"fastdiff.pack_weight: with scale, {name} must be integers within -127 and 127")
+        if t is not None and (t.is_floating_point() or bool(((t < -LEVELS - 1) | (t > LEVELS)).any())):
+            raise ValueError(f"fastdiff.pack_weight: with scale, {name} must be integers within -128 and 127")
     for name, t in (("scale", scale), ("zero_point", zero_point)):
         if t is not None and t.shape != w.shape[:1]:
             raise ValueError(

@@ -124,7 +124,7 @@ def pack_weight(
 
     Args:
         w: ``[N, K]`` floating, or a convolution's ``[N, C, *kernel]``, which becomes ``[N, *kernel, C]`` with
-            K = C · kernel elements; or, with ``scale``, integers that are quantised already, within −127 and 127,
+            K = C · kernel elements; or, with ``scale``, integers that are quantised already, within −128 and 127,
             or −8 and 7 for ``"int4"``; or float8_e4m3fn for ``"fp8"``, with ``scale`` or without.
         scheme: ``"int8"``: integers with a scale for each row, for :func:`int8_linear`, :func:`int8_weight_linear`,
             :func:`int8_conv2d`. ``"int4"``: integers of four bits with a scale for each row and each group along K, for
@@ -143,9 +143,8 @@ def pack_weight(
         the packed weight, on the device of w.
 
     Symmetric: scale = max|w| / 127. Else scale = (max(w, 0) − min(w, 0)) / 254 and the zero point is
-    round(−127 − min(w, 0) / scale). Rounding is to nearest even. −128 is not used, which the dot products of CPUs
-    without VNNI need. With four bits the scales are max|w| / 7 and (max(w, 0) − min(w, 0)) / 15 with the zero point
-    round(−8 − min(w, 0) / scale).
+    round(−127 − min(w, 0) / scale). Rounding is to nearest even; −128 is not used. With four bits the scales are
+    max|w| / 7 and (max(w, 0) − min(w, 0)) / 15 with the zero point round(−8 − min(w, 0) / scale).
 
     Raises:
         ValueError: an unknown scheme, a wrong shape, dtype or group, integers out of range, an odd N when gated.
