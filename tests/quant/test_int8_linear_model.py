@@ -238,6 +238,34 @@ def test_a_model_without_memory_becomes_that_of_a_file(scheme: str, tmp_path: Pa
     assert torch.equal(empty(X), model(X))
 
 
+def test_tied_parameters_stay_tied_in_a_model_without_memory(tmp_path: Path) -> None:
+    def tied() -> nn.ModuleDict:
+        model = nn.ModuleDict(
+            {"words": nn.Embedding(9, 64), "up": nn.Linear(64, 96), "head": nn.Linear(64, 9)}
+        )
+        model["head"].weight = model["words"].weight
+        return model
+
+    model = tied()
+    quantize_(model, QuantConfig(skip=("head",)), progress=False)
+    save_quantized(model, tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        empty = tied()
+    load_quantized_(empty, tmp_path / "model.safetensors")
+    assert empty["head"].weight is empty["words"].weight
+    assert torch.equal(empty["head"].weight, model["head"].weight)
+    empty["words"].to("meta")
+    with pytest.raises(ValueError, match="all of the model must be on the meta device, or nothing"):
+        load_quantized_(empty, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_layers_tell_shapes_where_nothing_is_computed(scheme: str) -> None:
+    model = block()
+    quantize_(model, QuantConfig(scheme=scheme), progress=False)
+    assert model.to("meta")(X.to("meta")).shape == (2, 16, 64)
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int8_weight", "fp8"])
 def test_autocast_decides_the_dtype_as_for_plain_layers(scheme: str) -> None:
     model = block()

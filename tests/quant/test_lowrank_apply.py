@@ -96,6 +96,14 @@ def test_infinity_in_factors_of_bfloat16() -> None:
     x, down, up = torch.ones(1, 70, 8, dtype=BF16), torch.ones(2, 8, dtype=BF16), normal(9, 2, dtype=BF16)
     up[3, 1] = float("inf")
     assert_close(lowrank_apply(x, down, up), reference(x, down, up), **tolerance(x, down, up))
+    near = {"offset": torch.tensor([[3.4e38, -3.4e38]])}  # finite, and not as bfloat16
+    small = torch.full((9, 2), 2.0**-20, dtype=BF16)
+    small[:, 1] = 0
+    assert_close(
+        lowrank_apply(x, down, small, **near),
+        reference(x, down, small, **near),
+        **tolerance(x, down, small, **near),
+    )
     x[0, 5, 2], up = float("-inf"), up.clamp(-1, 1).abs()
     assert_close(lowrank_apply(x, down, up), reference(x, down, up), **tolerance(x, down, up))
 

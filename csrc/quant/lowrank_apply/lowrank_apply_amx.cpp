@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // lowrank_apply with the tiles of AMX, where x and both factors are bfloat16. p is float32 and is multiplied
 // as the sum of two bfloat16, by a U that is there twice: all but the last 2^-17 of it counts.
+#include <cmath>
+
 #include "core/tiles_amx.h"
 #include "quant/lowrank_apply/lowrank_apply_rows.h"
 
@@ -127,6 +129,7 @@ class Worker : public RowBlock<float, kBlockRows, kWidth> {
     std::fill_n(to, f_.p_row(), bfloat16_t{0});
     for (int64_t j = 0; j < p_.rank; ++j) {
       to[j] = to_bfloat16(p[j]);
+      if (!is_finite(to[j]) && std::isfinite(p[j])) --to[j].bits;  // the largest that is
       if (is_finite(to[j])) to[f_.rank_padded + j] = to_bfloat16(p[j] - widen(to[j]));
     }
   }

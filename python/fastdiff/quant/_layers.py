@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from fastdiff.quant._named import fp8_linear
 from fastdiff.quant._packing import PackedWeight
@@ -106,9 +107,10 @@ class QuantLayer(nn.Module):
 
 def as_autocast(x: Tensor) -> Tensor:
     """x in the dtype that layers have where autocast is on, as :class:`torch.nn.Linear` does it."""
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    if x.dtype == torch.float64 or not (is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 class QuantLinear(QuantLayer):

@@ -227,16 +227,20 @@ def load_quantized_(model: nn.Module, path: str | Path) -> None:
     """Read what :func:`save_quantized` wrote into a model that is as it was before :func:`quantize_`, in place.
 
     A model on the meta device, which has no memory, becomes that of the file, on the CPU: what the file does not have,
-    such as buffers that are not saved, stays on the meta device.
+    such as buffers that are not saved, stays on the meta device. Parameters that are tied stay so.
 
     Raises:
         AttributeError: the model lacks a layer of the file.
-        ValueError: a layer has another size there. Nothing is changed then.
+        ValueError: a layer has another size there, or some of the model is on the meta device and some is not. Nothing
+            is changed then.
         RuntimeError: other tensors of the file and the model do not agree.
     """
     from safetensors.torch import load_file
 
     state, steps, layers = load_file(path), Steps(), {}
+    without_memory = {t.is_meta for t in model.state_dict().values()}
+    if len(without_memory) > 1:
+        raise ValueError("fastdiff.load_quantized_: all of the model must be on the meta device, or nothing")
     for name in [key.removesuffix(".format") for key in state if key.endswith(".format")]:
         packed, module = PackedWeight.from_state_dict(state, f"{name}."), model.get_submodule(name)
         if not _is_layer(module):
@@ -257,10 +261,22 @@ def load_quantized_(model: nn.Module, path: str | Path) -> None:
             assert scale is not None and zero_point is not None
             layer.set_ranges(scale, zero_point, seen, None if seen is None else steps.of(seen))
         layers[name] = layer
-    has_memory = not any(t.is_meta for t in model.state_dict().values())
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-    model.load_state_dict(state, assign=not has_memory)
+    tied = _tied_parameters(model)
+    model.load_state_dict(state, assign=True in without_memory)
+    for first, *others in tied:
+        for name in others:
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
+
+
+def _tied_parameters(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [several for several in names.values() if len(several) > 1]
 
 
 class Steps:

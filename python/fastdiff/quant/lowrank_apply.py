@@ -90,7 +90,8 @@ def lowrank_apply(
     transposed.
 
     The same bits on CPU (any instruction set, any number of threads) and CUDA, for any strides; but with the tiles of
-    AMX sums have an order of their own where x, down and up are bfloat16 and there are more than 64 rows.
+    AMX sums have an order of their own, and subnormal numbers count as 0, where x, down and up are bfloat16 and there
+    are more than 64 rows.
 
     Source: SPM (Lyu et al. 2024), ``SPMLayer.forward`` summed over adapters; LCM-LoRA; Wang and Vastola, Diffusion
     Models Generate Images Like Painters, the solution of the Gaussian's probability flow.
