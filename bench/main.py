@@ -12,6 +12,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import fastdiff
 import torch
@@ -140,9 +141,7 @@ def repro(case: Case, args: argparse.Namespace) -> str:
     return " ".join(["fastdiff bench", *options])
 
 
-def save(
-    args: argparse.Namespace, rows: Sequence[Row], data: dict[str, object], device: torch.device
-) -> None:
+def save(args: argparse.Namespace, rows: Sequence[Row], data: dict[str, Any], device: torch.device) -> None:
     """Where the arguments say; a whole run also where this machine's results are kept."""
     whole = not (args.op or args.case or args.dtype or args.quick)
     folder = report.results_folder(device)
@@ -154,5 +153,5 @@ def save(
         report.save(json_path, data)
         print(f"\nsaved {json_path}")
     if plot_path:
-        report.plot(plot_path, rows, report.header(report.environment(device)))
+        report.plot(plot_path, rows, report.header(data["environment"]))
         print(f"saved {plot_path}")
