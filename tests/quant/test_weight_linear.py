@@ -22,7 +22,8 @@ from fastdiff import (
     pack_weight,
     weight_linear,
 )
-from fastdiff.quant.weight_linear import SCHEMES, reference, rounded, tolerance
+from fastdiff.quant._packing import SCHEMES
+from fastdiff.quant.weight_linear import reference, rounded, tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file

@@ -15,7 +15,7 @@ PIECE: Final = 64
 VERSION: Final = 1
 E4M3_MAX: Final = 448.0
 SCHEMES: Final = ("int8", "int4", "bf16", "fp8")
-"""In the order of the numbers that a saved weight has."""
+"""In the order of the numbers that a saved weight and the schema of weight_linear have."""
 
 
 @dataclass(frozen=True, eq=False)

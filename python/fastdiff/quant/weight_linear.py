@@ -23,16 +23,13 @@ from fastdiff.quant._epilogue import (
     refuse_gradients,
     result_like,
 )
-from fastdiff.quant._packing import E4M3_MAX, PackedWeight, pack_weight
+from fastdiff.quant._packing import E4M3_MAX, SCHEMES, PackedWeight, pack_weight
 
 if TYPE_CHECKING:
     from fastdiff._case import Case
 
 IN_PLACE: Final = False  # over `residual` it is, over x it cannot be
 SAME_BITS: Final = False  # CUDA adds in the order of its tensor cores
-
-SCHEMES: Final = ("int8", "int4", "bf16", "fp8")
-"""In the order of the numbers that the schema has."""
 
 _ARGUMENTS = (
     f"Tensor x, Tensor? x_scale, Tensor weight, Tensor? scale, Tensor? zero_point, {SCHEMA}, int columns, int scheme, "
