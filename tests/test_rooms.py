@@ -108,11 +108,11 @@ RULES = [
         (r"csrc/core/(lanes(_avx2|_avx512|_int8)?|dots|nibbles|tiles_amx)\.h",),
     ),
     Rule(
-        "PTX stays in one header",
+        "PTX stays in its headers",
         r"\basm\b",
         'asm volatile("cp.async.wait_all;");',
         ("csrc",),
-        (r"csrc/core/ptx\.cuh", r"csrc/core/lanes\.h"),
+        (r"csrc/core/ptx(_sm90)?\.cuh", r"csrc/core/lanes\.h"),
     ),
     Rule(
         "arguments are refused at the desk",

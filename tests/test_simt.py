@@ -70,7 +70,7 @@ def refused(message: str) -> dict[str, tuple[int, str]]:
 
 UNWRITTEN = (REFUSED, "simt: shared memory is read that this block has not written")
 RACE_OR_UNWRITTEN = (REFUSED, "simt: (race on shared memory|shared memory is read)")  # whoever comes first
-IN_FLIGHT = (REFUSED, "simt: shared memory is read before cp_async_wait has waited for the copy to it")
+IN_FLIGHT = (REFUSED, "simt: shared memory is read before somebody has waited for the copy to it")
 NOT_LOOKED_FOR = (-1, "")
 MISTAKES = [
     # Which of the two a race is reported as depends on who comes first.
@@ -100,6 +100,9 @@ MISTAKES = [
     Mistake("async_copy_wait_too_late", memory=(WRONG, ""), races=IN_FLIGHT),
     Mistake("uninitialised_count", memory=(WRONG, ""), races=UNWRITTEN),
     Mistake("uninitialised_block", memory=(WRONG, ""), races=UNWRITTEN),
+    Mistake("bulk_copy_no_wait", memory=(WRONG, ""), races=IN_FLIGHT),
+    Mistake("wgmma_no_wait", **refused("this thread exits before wgmma_wait has waited for its products")),
+    Mistake("wgmma_rows_overwritten", memory=(WRONG, ""), races=(WRONG, "")),
 ]
 
 
@@ -219,6 +222,50 @@ def test_mma_8bit(values: Library, rng: np.random.Generator, seed: int) -> None:
     expected = d + a.astype(np.int32) @ b.astype(np.int32)
     values("run_mma_s8", a, b, d, seed=seed)
     np.testing.assert_array_equal(d, expected)
+
+
+def swizzled(b: np.ndarray) -> np.ndarray:
+    """Rows of 64 bytes in the order in which wgmma reads them: chunk c of 16 bytes of row r at c ^ (r / 2 % 4)."""
+    rows = np.arange(len(b))[:, None]
+    return b.reshape(len(b), 4, 16)[rows, np.arange(4) ^ rows // 2 % 4].reshape(b.shape).copy()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("add", [0, 1])
+def test_wgmma_int8(values: Library, rng: np.random.Generator, add: int, seed: int) -> None:
+    a, b = (rng.integers(-128, 128, (n, 64), dtype=np.int8) for n in (64, 128))
+    d = rng.integers(-(2**29), 2**29, (64, 128), dtype=np.int32)
+    expected = add * d + a.astype(np.int32) @ b.astype(np.int32).T
+    values("run_wgmma_s8", a, swizzled(b), d, add, seed=seed)
+    np.testing.assert_array_equal(d, expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_wgmma_e4m3(values: Library, rng: np.random.Generator, seed: int) -> None:
+    a, b = (torch.from_numpy(rng.integers(-16, 17, (n, 64)) / 8.0).to(torch.float8_e4m3fn) for n in (64, 128))
+    d = rng.integers(-99, 99, (64, 128)).astype(np.float32)
+    expected = d + (a.double() @ b.double().T).numpy()
+    a, b = (x.view(torch.uint8).numpy() for x in (a, b))
+    values("run_wgmma_e4m3", a, swizzled(b), d, 1, seed=seed)
+    np.testing.assert_array_equal(d, expected)
+
+
+def test_wgmma_takes_every_e4m3(values: Library) -> None:
+    a, b = np.zeros((4, 64, 64), dtype=np.uint8), np.zeros((128, 64), dtype=np.uint8)
+    a[:, :, 5] = np.arange(256).reshape(4, 64)
+    b[:, 5] = 0x38  # 1
+    for quarter in a:
+        d = np.full((64, 128), 7, dtype=np.float32)
+        values("run_wgmma_e4m3", quarter, swizzled(b), d, 0)
+        expected = torch.from_numpy(quarter[:, 5].copy()).view(torch.float8_e4m3fn).float().numpy()
+        np.testing.assert_array_equal(d, np.repeat(expected[:, None], 128, axis=1))
+
+
+def test_bytes_that_never_come(values: Library) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"deadlock\n  thread \(0,0,0\) waits in mbarrier_wait, at .*values\.cu"
+    ):
+        values("run_too_few_bytes", np.zeros(32, dtype=np.uint8))
 
 
 def test_ldmatrix(values: Library) -> None:

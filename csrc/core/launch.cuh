@@ -74,6 +74,15 @@ inline int64_t multiprocessors(const char* what) {
   return count;
 }
 
+// Of the current device: 90 is 9.0.
+inline int compute_capability(const char* what) {
+  int device = 0, major = 0, minor = 0;
+  check_cuda(cudaGetDevice(&device), what);
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), what);
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), what);
+  return 10 * major + minor;
+}
+
 // The number of blocks for `work` items, for the x axis of a grid. Throws std::runtime_error where dim3 would
 // truncate.
 inline unsigned blocks_for(int64_t work, int64_t per_block) {

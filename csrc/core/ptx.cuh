@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// PTX instructions as functions: asynchronous copies, ldmatrix, and the tensor cores. Needs sm_80. Nothing
-// else in csrc/ contains inline PTX; under the emulator the same functions come from its simt/ptx.h.
+// PTX instructions as functions: asynchronous copies, ldmatrix, and the tensor cores. Needs sm_80. Only this
+// header and ptx_sm90.cuh contain inline PTX; under the emulator the same functions come from its simt/ptx.h.
 //
 // Every function that says "warp" must be called by all 32 lanes together.
 #pragma once

@@ -33,7 +33,7 @@ struct Access {
 struct Byte {
   Access write;
   Access read[2];
-  bool in_flight = false;  // cp.async has been issued and not waited for
+  bool in_flight = false;  // a copy has been issued and not waited for
 };
 
 using Clocks = std::array<uint32_t, kWarpSize>;  // what a lane knows of the lanes of its warp
@@ -89,11 +89,15 @@ class Detector final : public RaceObserver {
     write(address, size, access(code));
   }
 
+  // The phase of a barrier ends behind it, which orders it and all that follows.
+  void bulk_copy_landed(const void* address, size_t size) override {
+    for_bytes(address, size, [](Byte& byte) { byte.in_flight = false; });
+  }
+
   void read(const void* address, size_t size, void* code) {
     for_bytes(address, size, [&](Byte& byte) {
       const Access now = access(code);
-      if (byte.in_flight)
-        report("shared memory is read before cp_async_wait has waited for the copy to it", now);
+      if (byte.in_flight) report("shared memory is read before somebody has waited for the copy to it", now);
       check_written(byte, now);
       if (!ordered(byte.write)) report_race(now, "a read", byte.write, "a write");
       remember_read(byte, now);
@@ -102,7 +106,7 @@ class Detector final : public RaceObserver {
 
   void write(const void* address, size_t size, const Access& now) {
     for_bytes(address, size, [&](Byte& byte) {
-      if (byte.in_flight) report("shared memory is written while cp.async copies to it", now);
+      if (byte.in_flight) report("shared memory is written while a copy to it is under way", now);
       if (!ordered(byte.write) && !(now.atomic && byte.write.atomic))
         report_race(now, "a write", byte.write, "a write");
       for (const Access& read : byte.read)

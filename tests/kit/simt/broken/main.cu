@@ -13,6 +13,7 @@
 #include "shuffle.cu"
 #include "tail.cu"
 #include "uninitialised.cu"
+#include "warpgroup.cu"
 
 constexpr Case kCases[] = {
     {"missing_syncthreads", missing_syncthreads::run},
@@ -33,6 +34,9 @@ constexpr Case kCases[] = {
     {"async_copy_wait_too_late", async_copy::run_order},
     {"uninitialised_count", uninitialised::run_count},
     {"uninitialised_block", uninitialised::run_fill},
+    {"bulk_copy_no_wait", warpgroup::run_copy},
+    {"wgmma_no_wait", warpgroup::run_product},
+    {"wgmma_rows_overwritten", warpgroup::run_overwritten},
 };
 
 const Case* find(const char* name) {

@@ -92,11 +92,14 @@ inline std::string deadlock_error(const Block& block) {
   for (int rank = 0; rank < block.size && listed < kListedThreads; ++rank) {
     const Thread& thread = *block.threads[rank];
     if (thread.state == State::exited) continue;
-    const bool barrier = thread.state == State::at_barrier;
-    error +=
-        "\n  thread " + text(thread.index) + " waits in " +
-        (barrier ? "__syncthreads" : text("%s(0x%08x)", thread.collective.name, thread.collective.mask)) +
-        ", at " + text(barrier ? thread.barrier_site : thread.collective.site);
+    error += "\n  thread " + text(thread.index) + " waits in ";
+    if (thread.state == State::at_barrier)
+      error += "__syncthreads, at " + text(thread.barrier_site);
+    else if (thread.state == State::at_mbarrier)
+      error += "mbarrier_wait, at " + text(thread.mbarrier_site);
+    else
+      error += text("%s(0x%08x), at ", thread.collective.name, thread.collective.mask) +
+               text(thread.collective.site);
     ++listed;
   }
   return error;

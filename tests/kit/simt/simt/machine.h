@@ -113,6 +113,64 @@ class Machine {
     });
   }
 
+  void make_mbarrier(const void* address, int arrivals) {
+    block_.mbarriers[address] = {false, arrivals, arrivals, 0};
+  }
+
+  // One arrival and so many announced bytes.
+  void arrive(const void* address, int bytes, const Site& site) {
+    Mbarrier& barrier = mbarrier_at(address, site);
+    if (barrier.missing == 0) fail("mbarrier: more arrivals than its phase has", &site);
+    barrier.missing -= 1;
+    barrier.bytes += bytes;
+    end_phase(barrier);
+    yield();
+  }
+
+  // Returns when the phase of this parity is over.
+  void wait(const void* address, bool odd, const Site& site) {
+    Mbarrier& barrier = mbarrier_at(address, site);
+    if (barrier.odd != odd) return yield();
+    Thread& me = *self;
+    me.mbarrier = &barrier;
+    me.mbarrier_parity = odd;
+    me.mbarrier_site = site;
+    me.state = State::at_mbarrier;
+    suspend();
+  }
+
+  // The destination gets NaN bytes until the copy lands: now, by the toss of a coin, or when it is waited
+  // for.
+  void copy_in_bulk(void* to, const void* from, int bytes, const void* address, void* code,
+                    const Site& site) {
+    Mbarrier& barrier = mbarrier_at(address, site);
+    const auto size = static_cast<size_t>(bytes);
+    const auto* const source = static_cast<const unsigned char*>(from);
+    block_.bulk_copies.push_back({static_cast<unsigned char*>(to), {source, source + size}, &barrier});
+    if (race_observer != nullptr) race_observer->copy_issued(to, size, code);
+    std::memset(to, kPoison, size);
+    if (race_observer == nullptr && random.coin()) land_bulk_copies();
+    yield();
+  }
+
+  // Does products of the running thread's warp, whose lanes are all here, in groups below `end`.
+  void do_products(Thread* const* lanes, int end) {
+    const size_t count = lanes[0]->products.size();
+    for (int lane = 1; lane < kWarpSize; ++lane)
+      if (lanes[lane]->products.size() != count)
+        fail("wgmma: the lanes of a warp have not issued the same products");
+    size_t done = 0;
+    for (; done < count && lanes[0]->products[done].group < end; ++done) {
+      const Product* all[kWarpSize];
+      for (int lane = 0; lane < kWarpSize; ++lane) all[lane] = &lanes[lane]->products[done];
+      all[0]->run(all);
+    }
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      std::vector<Product>& products = lanes[lane]->products;
+      products.erase(products.begin(), products.begin() + static_cast<std::ptrdiff_t>(done));
+    }
+  }
+
   // Ends the launch with an error about the running thread.
   [[noreturn]] void fail(const std::string& what, const Site* site = nullptr) {
     failure_ = "simt: " + what + "\n  " + place() + (site != nullptr ? ", at " + text(*site) : "") + "\n  " +
@@ -159,6 +217,8 @@ class Machine {
       for (Thread* thread : block_.threads) thread->fiber.reset(&thread_main);
     ready_count_ = votes_ = block_.exited = block_.at_barrier = 0;
     std::fill(std::begin(block_.warps), std::end(block_.warps), Warp{});
+    block_.bulk_copies.clear();
+    block_.mbarriers.clear();
     const dim3& shape = launch_.block;
     for (int rank = 0; rank < block_.size; ++rank) {
       Thread& thread = *block_.threads[rank];
@@ -167,6 +227,8 @@ class Machine {
       thread.index = {r % shape.x, r / shape.x % shape.y, r / shape.x / shape.y};
       thread.copies.clear();
       thread.copy_group = 0;
+      thread.products.clear();
+      thread.product_group = 0;
       block_.warp_of(thread).exists |= thread.lane_bit();
       make_ready(thread);
     }
@@ -190,6 +252,7 @@ class Machine {
   void leave() {
     Thread& me = *self;
     land_copies(me, me.copy_group + 1);
+    if (!me.products.empty()) fail("this thread exits before wgmma_wait has waited for its products");
     refuse(exit_error(block_, me), nullptr);
     me.state = State::exited;
     block_.warp_of(me).exited |= me.lane_bit();
@@ -200,6 +263,7 @@ class Machine {
   // The scheduler: every ready thread is as likely as any other. With none left, the host decides what that
   // means.
   Context& pick_next() {
+    if (ready_count_ == 0) land_bulk_copies();
     if (ready_count_ == 0) return host_;
     const uint32_t choice = random.below(static_cast<uint32_t>(ready_count_));
     Thread* next = ready_[choice];
@@ -233,6 +297,34 @@ class Machine {
     block_.at_barrier = 0;
     released_votes_ = std::exchange(votes_, 0);
     if (race_observer != nullptr) race_observer->block_synced();
+  }
+
+  Mbarrier& mbarrier_at(const void* address, const Site& site) {
+    const auto found = block_.mbarriers.find(address);
+    if (found == block_.mbarriers.end()) fail("mbarrier: mbarrier_init has made none here", &site);
+    return found->second;
+  }
+
+  void land_bulk_copies() {
+    for (const BulkCopy& copy : std::exchange(block_.bulk_copies, {})) {
+      std::memcpy(copy.destination, copy.data.data(), copy.data.size());
+      if (race_observer != nullptr) race_observer->bulk_copy_landed(copy.destination, copy.data.size());
+      copy.barrier->bytes -= static_cast<int64_t>(copy.data.size());
+      end_phase(*copy.barrier);
+    }
+  }
+
+  void end_phase(Mbarrier& barrier) {
+    if (barrier.missing != 0 || barrier.bytes != 0) return;
+    if (race_observer != nullptr) race_observer->block_synced();  // it knows no other order between warps
+    barrier.odd ^= 1;
+    barrier.missing = barrier.arrivals;
+    for (int rank = 0; rank < block_.size; ++rank) {
+      Thread& thread = *block_.threads[rank];
+      if (thread.state == State::at_mbarrier && thread.mbarrier == &barrier &&
+          thread.mbarrier_parity != barrier.odd)
+        make_ready(thread);
+    }
   }
 
   void refuse(const std::string& error, const Site* site) {

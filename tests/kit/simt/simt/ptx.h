@@ -109,6 +109,11 @@ void load_matrices(const char* name, uint32_t (&r)[4], const void* row, const Si
 
 namespace fastdiff::ptx {
 
+// Counted from a page, as the hardware counts from the beginning of shared memory.
+inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - simt::machine.shared.first_page());
+}
+
 // The source is read now. The destination gets NaN bytes now and the data when the group is waited for, or,
 // by the toss of a coin, at once: a kernel that reads too early and one that overwrites too early both show.
 template <int kBytes>

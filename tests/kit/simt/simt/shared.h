@@ -86,6 +86,7 @@ class SharedMemory {
     return false;
   }
 
+  const unsigned char* first_page() const { return pages_.begin(); }
   const MemoryRange& dynamic() const { return dynamic_; }
   const std::vector<MemoryRange>& statics() const { return static_; }
 

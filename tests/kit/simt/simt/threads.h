@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "simt/fiber.h"
@@ -26,13 +27,14 @@ struct RaceObserver {
   virtual void atomic_access(const void* address, size_t bytes, void* code) = 0;
   virtual void copy_issued(const void* address, size_t bytes, void* code) = 0;
   virtual void copy_landed(const void* address, size_t bytes, void* code) = 0;
+  virtual void bulk_copy_landed(const void* address, size_t bytes) = 0;
 
  protected:
   ~RaceObserver() = default;
 };
 inline RaceObserver* race_observer = nullptr;
 
-enum class State : uint8_t { ready, at_barrier, at_collective, exited };
+enum class State : uint8_t { ready, at_barrier, at_collective, at_mbarrier, exited };
 
 // A copy to shared memory that cp.async has issued and that has not landed yet.
 struct AsyncCopy {
@@ -43,6 +45,16 @@ struct AsyncCopy {
   void* code;  // where it was issued
 };
 
+// A wgmma that a lane has issued and that has not been done yet; `run` does that of all lanes of its warp.
+struct Product {
+  void* sums;
+  uint32_t a[4];
+  uint64_t descriptor;
+  bool add;
+  int group;
+  void (*run)(const Product* const* lanes);
+};
+
 // One warp collective as one lane calls it. `kind` differs whenever intrinsic or operand type differ.
 struct Collective {
   const char* name;
@@ -50,6 +62,20 @@ struct Collective {
   unsigned mask;
   void* operand;
   Site site;
+};
+
+// What a barrier in shared memory counts; its 8 bytes there are never touched.
+struct Mbarrier {
+  bool odd = false;  // the phase under way
+  int arrivals = 0, missing = 0;
+  int64_t bytes = 0;  // announced and not yet here
+};
+
+// A bulk copy that has been issued and has not landed yet.
+struct BulkCopy {
+  unsigned char* destination;
+  std::vector<unsigned char> data;
+  Mbarrier* barrier;
 };
 
 struct Thread {
@@ -63,6 +89,11 @@ struct Thread {
   Collective collective{};
   std::vector<AsyncCopy> copies;
   int copy_group = 0;  // the group that the next cp.async joins
+  std::vector<Product> products;
+  int product_group = 0;
+  Mbarrier* mbarrier = nullptr;  // what it waits at,
+  bool mbarrier_parity = false;  // for a phase of which parity,
+  Site mbarrier_site;            // and where
 
   int lane() const { return rank % kWarpSize; }
   unsigned lane_bit() const { return 1u << lane(); }
@@ -79,6 +110,8 @@ struct Block {
       threads;  // by rank; the first `size` are in use, all are kept for the life of the process
   int size = 0;
   int exited = 0, at_barrier = 0;
+  std::map<const void*, Mbarrier> mbarriers;  // by address
+  std::vector<BulkCopy> bulk_copies;
   Warp warps[kMaxBlockThreads / kWarpSize];
 
   Warp& warp_of(const Thread& thread) { return warps[thread.rank / kWarpSize]; }

@@ -5,6 +5,7 @@
 
 #include "core/launch.cuh"
 #include "core/ptx.cuh"
+#include "core/ptx_sm90.cuh"
 #include "exported.h"
 
 namespace {
@@ -88,6 +89,41 @@ __global__ void pairs_and_powers(const float* x, uint32_t* out, int n) {
   out[i] = ptx::pack_f16(x[i], 1.0f);
   out[n + i] = ptx::pack_bf16(1.0f, x[i]);
   out[2 * n + i] = __float_as_uint(ptx::exp2_approx(x[i]));
+}
+
+// ---- one warpgroup: wgmma ------------------------------------------------------------------------------
+
+// d[64, 128] += a[64, 64] b[128, 64]^T for bytes. B comes in the swizzled order; without `add` d = a b^T.
+template <class Sum>
+__global__ void warpgroup_product(const uint8_t* a, const uint8_t* b, Sum* d, int add) {
+  __shared__ __align__(8) uint64_t landed;
+  uint8_t* const rows = fastdiff::dynamic_smem<uint8_t>() + 1024 -
+                        ptx::shared_address(fastdiff::dynamic_smem<uint8_t>()) % 1024;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int g = 16 * warp + lane / 4, t = lane % 4;
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&landed, 1);
+    ptx::mbarrier_init_done();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_expect(&landed, 128 * 64);
+    for (int half = 0; half < 2; ++half) ptx::bulk_copy(rows + half * 4096, b + half * 4096, 4096, &landed);
+  }
+  Sum sum[64];
+  for (int i = 0; i < 64; ++i) sum[i] = d[(g + 8 * (i / 2 % 2)) * 128 + i / 4 * 8 + 2 * t + i % 2];
+  ptx::mbarrier_wait(&landed, false);
+  ptx::wgmma_fence();
+  for (int step = 0; step < 2; ++step) {
+    uint32_t fragment[4];
+    for (int i = 0; i < 4; ++i)
+      fragment[i] =
+          *reinterpret_cast<const uint32_t*>(a + (g + 8 * (i % 2)) * 64 + 32 * step + 16 * (i / 2) + 4 * t);
+    ptx::wgmma_m64n128k32(sum, fragment, ptx::swizzled_rows(rows + 32 * step), add != 0 || step > 0);
+    ptx::wgmma_commit();
+  }
+  ptx::wgmma_wait<0>();
+  for (int i = 0; i < 64; ++i) d[(g + 8 * (i / 2 % 2)) * 128 + i / 4 * 8 + 2 * t + i % 2] = sum[i];
 }
 
 // ---- blocks: reductions and a tiled product
@@ -181,6 +217,16 @@ __global__ void ring() {
   __syncwarp(kMasks[threadIdx.x]);
 }
 
+// Waits for twice the bytes that it copies.
+__global__ void too_few_bytes(const uint8_t* x) {
+  __shared__ __align__(16) uint8_t tile[32];
+  __shared__ __align__(8) uint64_t landed;
+  ptx::mbarrier_init(&landed, 1);
+  ptx::mbarrier_expect(&landed, 64);
+  ptx::bulk_copy(tile, x, 32, &landed);
+  ptx::mbarrier_wait(&landed, false);
+}
+
 // All threads but the first leave before the barrier.
 __global__ void leave_early() {
   if (threadIdx.x == 0) __syncthreads();
@@ -200,6 +246,14 @@ EXPORT(run_mma_bf16, (const uint16_t* a, const uint16_t* b, float* d)) {
 }
 EXPORT(run_mma_s8, (const int8_t* a, const int8_t* b, int* d)) {
   return error_of([=] { fastdiff::launch(mma_8bit, 1, 32, 0, nullptr, a, b, d); });
+}
+EXPORT(run_wgmma_s8, (const uint8_t* a, const uint8_t* b, int* d, int add)) {
+  return error_of(
+      [=] { fastdiff::launch(warpgroup_product<int>, 1, 128, 1024 + 128 * 64, nullptr, a, b, d, add); });
+}
+EXPORT(run_wgmma_e4m3, (const uint8_t* a, const uint8_t* b, float* d, int add)) {
+  return error_of(
+      [=] { fastdiff::launch(warpgroup_product<float>, 1, 128, 1024 + 128 * 64, nullptr, a, b, d, add); });
 }
 EXPORT(run_load_matrices, (const uint16_t* in, uint32_t* out)) {
   return error_of([=] { fastdiff::launch(load_matrices, 1, 32, 0, nullptr, in, out); });
@@ -233,6 +287,9 @@ EXPORT(run_arrival, (int* order, int n)) {
 }
 EXPORT(run_ring, ()) {
   return error_of([] { fastdiff::launch(ring, 1, 3, 0, nullptr); });
+}
+EXPORT(run_too_few_bytes, (const uint8_t* x)) {
+  return error_of([=] { fastdiff::launch(too_few_bytes, 1, 1, 0, nullptr, x); });
 }
 EXPORT(run_leave_early, (unsigned threads)) {
   return error_of([=] { fastdiff::launch(leave_early, 1, threads, 0, nullptr); });
