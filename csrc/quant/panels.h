@@ -19,7 +19,7 @@ inline constexpr int kPanel = 16;  // columns
 inline constexpr int kPiece = 64;  // along K
 inline constexpr int kPieceBytes = kPanel * kPiece;
 
-constexpr int64_t round_up(int64_t n, int64_t unit) {
+FASTDIFF_HD constexpr int64_t round_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
@@ -40,6 +40,20 @@ FASTDIFF_HD constexpr int64_t slot_of(int64_t n, int64_t columns, bool gated) {
   if (!gated) return n;
   const int64_t half = columns / 2, at = n < half ? n : n - half;
   return at / kPanel * (2 * kPanel) + (n < half ? 0 : kPanel) + at % kPanel;
+}
+
+// Where the tensor cores of Hopper multiply bytes (byte_tiles_wgmma.cuh), rows lie as [M / 128][pieces,
+// even][128][64].
+inline constexpr int kWideRows = 128, kWidePieces = 2;
+
+constexpr bool is_wide_tile(int64_t rows) {
+  return rows >= kWideRows;
+}
+FASTDIFF_HD constexpr int64_t wide_pieces(int64_t pieces) {
+  return round_up(pieces, kWidePieces);
+}
+constexpr int64_t wide_bytes(int64_t rows, int64_t pieces) {
+  return round_up(rows, kWideRows) * wide_pieces(pieces) * kPiece;
 }
 
 }  // namespace fastdiff::quant

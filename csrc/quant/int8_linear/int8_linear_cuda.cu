@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // int8_linear on CUDA: a block quantises a row, then blocks of 8 warps multiply 128 rows by 64 columns on the
-// tensor cores; with up to 16 rows, 16 by 64, and the pieces along K are shared out among the warps.
-#include "core/launch.cuh"
-#include "quant/int8_linear/int8_linear_math.h"
+// tensor cores; with up to 16 rows, 16 by 64, and the pieces along K are shared out among the warps. On
+// Hopper many rows go by int8_linear_wgmma.cu.
+#include "quant/int8_linear/int8_linear_cuda.cuh"
 #include "quant/int8_tiles.cuh"
 #include "quant/rows.cuh"
 
@@ -11,6 +11,14 @@ namespace {
 
 using namespace quant;
 
+// Where element k of row m is.
+template <bool kWide>
+__device__ __forceinline__ int64_t place_of(const Params& p, int64_t m, int64_t k) {
+  return kWide ? swizzled_place(p.pieces, m, k)
+               : (m / 16 * p.pieces * 16 + m % 16 + k / kPiece * 16) * kPiece + k % kPiece;
+}
+
+template <bool kWide>
 __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p) {
   __shared__ int32_t total;
   __shared__ int broken;
@@ -25,9 +33,9 @@ __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p) {
     s = dynamic_scale(range.least, range.greatest, p.is_signed);
   }
   __syncthreads();
-  uint8_t* const row = p.q + (m / 16 * p.pieces * 16 + m % 16) * kPiece;
+  const int64_t pieces = kWide ? wide_pieces(p.pieces) : p.pieces;
   int32_t sum = 0;
-  for (int64_t k = threadIdx.x; k < p.pieces * kPiece; k += kRowThreads) {
+  for (int64_t k = threadIdx.x; k < pieces * kPiece; k += kRowThreads) {
     int32_t q = 0;
     if (k < count && p.is_int8) {
       q = static_cast<int32_t>(stored(k));
@@ -37,14 +45,14 @@ __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p) {
       q = static_cast<int32_t>(rounded_bits(x) - as_bits(kRoundingUnit)) + s.zero_point;
     }
     sum += q;
-    row[k / kPiece * (16 * kPiece) + k % kPiece] = static_cast<uint8_t>(q);
+    p.q[place_of<kWide>(p, m, k)] = static_cast<uint8_t>(q);
   }
   atomicAdd(&total, sum);
   __syncthreads();
   if (broken != 0) {  // the whole row: no number
     s.scale = bits_as<float>(0x7fc00000u);
     for (int64_t k = threadIdx.x; k < count; k += kRowThreads)
-      row[k / kPiece * (16 * kPiece) + k % kPiece] = static_cast<uint8_t>(s.zero_point);
+      p.q[place_of<kWide>(p, m, k)] = static_cast<uint8_t>(s.zero_point);
   }
   if (threadIdx.x == 0) {
     p.row_scale[m] = s.scale;
@@ -57,17 +65,6 @@ __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p) {
   });
 }
 
-// Sums less what the zero points ask for, as float32.
-__device__ __forceinline__ float linear_of(const Params& p, int64_t m, int64_t slot, int32_t sum) {
-  uint32_t row = 0;
-  if (p.zero_point != nullptr)
-    row = static_cast<uint32_t>(p.row_sum[m]) -
-          static_cast<uint32_t>(p.epilogue.inner) * static_cast<uint32_t>(p.row_zero[m]);
-  const int32_t exact = without_zero_points(sum, p.row_zero[m], p.column_sum[slot], row,
-                                            p.zero_point != nullptr ? p.zero_point[slot] : 0);
-  return static_cast<float>(exact) * p.row_scale[m];
-}
-
 template <int kRows>
 __global__ void __launch_bounds__(kMmaThreads) multiply(const Params p, unsigned columns) {
   const int64_t group = blockIdx.x / columns * (kRows / 16), panel = blockIdx.x % columns * kTilePanels;
@@ -78,10 +75,7 @@ __global__ void __launch_bounds__(kMmaThreads) multiply(const Params p, unsigned
   for (int n = static_cast<int>(threadIdx.x); n < kRows * kQuads; n += kMmaThreads) {
     const int r = n / kQuads;
     const int64_t m = group * 16 + r, slot = panel * kPanel;
-    finish_quad(p.epilogue, m, slot, n % kQuads, [&](int quad, float (&h)[kQuad]) {
-      for (int j = 0; j < kQuad; ++j)
-        h[j] = linear_of(p, m, slot + quad * kQuad + j, sums[r * kSumsPitch + quad * kQuad + j]);
-    });
+    finish_sums(p, m, slot, n % kQuads, sums + r * kSumsPitch);
   }
 }
 
@@ -98,7 +92,12 @@ void launch_cuda(const Params& params, int device, void* stream) {
   const OnDevice on(device);
   const auto at = static_cast<cudaStream_t>(stream);
   launch_vectors(params.epilogue, at);
-  launch(write_rows, dim3(blocks_for(params.epilogue.rows, 1)), dim3(kRowThreads), 0, at, params);
+  const dim3 rows(blocks_for(params.epilogue.rows, 1));
+  if (is_wide_tile(params.epilogue.rows) && on_sm90a()) {
+    launch(write_rows<true>, rows, dim3(kRowThreads), 0, at, params);
+    return launch_wgmma(params, at);
+  }
+  launch(write_rows<false>, rows, dim3(kRowThreads), 0, at, params);
   if (params.epilogue.rows <= 16) {
     launch_tiles<16>(params, 16 * kSumsPitch * sizeof(int32_t), at);
   } else {

@@ -67,9 +67,9 @@ Params prepare(const Arguments& a, const TensorView& y) {
 
 namespace {
 
-void place_rows(Params& p, Cut& cut) {
+void place_rows(Params& p, int64_t bytes, Cut& cut) {
   place(p.epilogue, cut);
-  p.q = cut.take<uint8_t>(p.padded_rows() * p.pieces * kPiece);
+  p.q = cut.take<uint8_t>(bytes);
   p.row_scale = cut.take<float>(p.epilogue.rows);
   p.row_zero = cut.take<int32_t>(p.epilogue.rows);
   p.row_sum = cut.take<int32_t>(p.epilogue.rows);
@@ -79,14 +79,15 @@ void place_rows(Params& p, Cut& cut) {
 
 int64_t place_cpu(Params& p, const Team& team, void* scratch) {
   Cut cut(scratch);
-  place_rows(p, cut);
+  place_rows(p, p.padded_rows() * p.pieces * kPiece, cut);
   p.rows = cut.take<float>(parts_of_rows(p, team) * 4 * p.epilogue.inner);
   return cut.bytes();
 }
 
 int64_t place_cuda(Params& p, void* scratch) {
   Cut cut(scratch);
-  place_rows(p, cut);
+  const bool is_wide = is_wide_tile(p.epilogue.rows);  // what the device is, the front desk does not ask
+  place_rows(p, is_wide ? wide_bytes(p.epilogue.rows, p.pieces) : p.padded_rows() * p.pieces * kPiece, cut);
   return cut.bytes();
 }
 
