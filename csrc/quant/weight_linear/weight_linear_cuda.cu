@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // weight_linear on CUDA: a block copies a row to tiles, or rounds it to e4m3, then blocks multiply on the
 // tensor cores, or in float32 where x is, or where weights of bfloat16 meet float16, which cannot hold them.
+// On Hopper many rounded rows go by weight_linear_wgmma.cu.
 #include "quant/rows.cuh"
 #include "quant/weight_linear/weight_linear_mma.cuh"
+#include "quant/weight_linear/weight_linear_wgmma.cuh"
 
 namespace fastdiff::weight_linear {
 namespace {
@@ -28,6 +30,7 @@ __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p, bool a
 }
 
 // Row m as part of tiles of e4m3, and its scale; of one with NaN or infinity, which no scale fits, NaN and 0.
+template <bool kWide>
 __global__ void __launch_bounds__(kRowThreads) round_rows(const Params p) {
   __shared__ int broken;
   const int64_t m = blockIdx.x, at = p.x.at(m), count = p.epilogue.inner;
@@ -38,15 +41,19 @@ __global__ void __launch_bounds__(kRowThreads) round_rows(const Params p) {
   RowScale s = scale_of_row(p, m, range.greatest > -range.least ? range.greatest : -range.least);
   __syncthreads();
   auto* const bytes = reinterpret_cast<uint8_t*>(p.blocks);
-  for (int64_t k = threadIdx.x; k < pieces_of(p) * kPiece; k += kRowThreads) {
+  const auto place = [&](int64_t k) {
+    return kWide ? swizzled_place(pieces_of(p), m, k) : place_of(p, m, k);
+  };
+  const int64_t pieces = kWide ? wide_pieces(pieces_of(p)) : pieces_of(p);
+  for (int64_t k = threadIdx.x; k < pieces * kPiece; k += kRowThreads) {
     const float q = k < count ? nearest_e4m3(stored(k) * s.inverse) : 0.0f;
     if (q != q) atomicOr(&broken, 1);
-    bytes[place_of(p, m, k)] = byte_of_e4m3(q);
+    bytes[place(k)] = byte_of_e4m3(q);
   }
   __syncthreads();
   if (broken != 0) {
     s.scale = bits_as<float>(0x7fc00000u);
-    for (int64_t k = threadIdx.x; k < count; k += kRowThreads) bytes[place_of(p, m, k)] = 0;
+    for (int64_t k = threadIdx.x; k < count; k += kRowThreads) bytes[place(k)] = 0;
   }
   if (threadIdx.x == 0) p.row_scale[m] = s.scale;
   const float unit = p.x.dtype == DType::u8 ? s.scale : 1.0f;
@@ -151,8 +158,12 @@ void launch_cuda(const Params& params, int device, void* stream) {
   const auto at = static_cast<cudaStream_t>(stream);
   launch_vectors(params.epilogue, at);
   const dim3 rows(blocks_for(params.epilogue.rows, 1));
+  if (params.rounds && is_wide_tile(params.epilogue.rows) && on_sm90a()) {
+    launch(round_rows<true>, rows, dim3(kRowThreads), 0, at, params);
+    return launch_wgmma(params, at);
+  }
   if (params.rounds) {
-    launch(round_rows, rows, dim3(kRowThreads), 0, at, params);
+    launch(round_rows<false>, rows, dim3(kRowThreads), 0, at, params);
     return launch_mma<Scheme::fp8, false, DType::u8>(params, at);
   }
   launch(write_rows, rows, dim3(kRowThreads), 0, at, params, multiplies_floats(params));

@@ -113,6 +113,7 @@ int64_t place_cpu(Params& p, const Team& team, void* scratch) {
 int64_t place_cuda(Params& p, void* scratch) {
   Cut cut(scratch);
   place_rows(p, cut);
+  // Floats: more than wide tiles of bytes need, which are at most twice as many each way.
   p.blocks = cut.take<float>(round_up(p.epilogue.rows, 16) * round_up(p.epilogue.inner, kPiece));
   return cut.bytes();
 }
