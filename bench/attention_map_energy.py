@@ -40,6 +40,7 @@ def _case(shape: tuple[int, ...]) -> Case:
         tensors=4,
         build=lambda device: _contenders(shape, device),
         targets=() if shape == SMALL else (Target(EAGER, factor=1.5), Target(COMPILED, factor=1.0)),
+        flops=4 * math.prod(shape) * shape[2],  # two maps
     )
 
 

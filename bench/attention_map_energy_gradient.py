@@ -37,6 +37,7 @@ def _case(shape: tuple[int, ...]) -> Case:
         tensors=6,
         build=lambda device: _contenders(shape, device),
         targets=() if shape == SMALL else (Target(EAGER, factor=1.5), Target(COMPILED, factor=1.0)),
+        flops=8 * math.prod(shape) * shape[2],  # two maps, and their gradient times q and k
     )
 
 

@@ -8,6 +8,7 @@ computes the blocks of its mask.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -52,12 +53,18 @@ def name_of(share: float) -> str:
     return f"{share:.0%}_of_the_blocks".replace("%", "_percent")
 
 
+def seen(share: float, tokens: int) -> float:
+    """The share of the blocks that :func:`plan_of` has."""
+    n = -(-tokens // BLOCK[0])
+    return max(1, round(share * n)) / n
+
+
 def plan_of(share: float, tokens: int, device: torch.device) -> AttentionPlan:
     """The diagonal and random blocks, as many as the share says."""
     n = -(-tokens // BLOCK[0])
     order = torch.rand(n, n, generator=torch.Generator().manual_seed(0))
     order.fill_diagonal_(-1)
-    blocks = order.argsort(1).argsort(1) < max(1, round(share * n))
+    blocks = order.argsort(1).argsort(1) < round(seen(share, tokens) * n)
     return AttentionPlan.from_blocks(blocks.to(device), queries=tokens, keys=tokens, block=BLOCK)
 
 
@@ -79,6 +86,7 @@ def _case(share: float, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
         tensors=4,
         build=lambda device: _contenders(share, shape, dtype, device),
         targets=() if shape == SMALL else (Target(DENSE, factor=SHARES[share]), flex),
+        flops=4 * math.prod(shape) * shape[2] * seen(share, shape[2]),
     )
 
 
@@ -133,6 +141,7 @@ def _token_case(name: str, dtype: torch.dtype) -> Case:
         tensors=4,
         build=lambda device: _token_contenders(*TOKENS[name], shape, dtype, device),
         targets=(Target(GATHERED, factor=1.5),),
+        flops=4 * shape[0] * shape[1] * shape[3] * math.prod(TOKENS[name]),
     )
 
 

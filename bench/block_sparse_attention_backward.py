@@ -7,11 +7,12 @@ times the forward pass' in the backward pass: five products for its two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from fastdiff import block_sparse_attention
-from fastdiff.bench.block_sparse_attention import DENSE, SMALL, name_of, plan_of, tensors_of
+from fastdiff.bench.block_sparse_attention import DENSE, SMALL, name_of, plan_of, seen, tensors_of
 from fastdiff.bench.kit import OURS, Case, Contender, Target, close_to
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -38,6 +39,7 @@ def _case(share: float, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
         tensors=8,
         build=lambda device: _contenders(share, shape, dtype, device),
         targets=() if shape == SMALL else (Target(DENSE, factor=SHARES[share]),),
+        flops=14 * math.prod(shape) * shape[2] * seen(share, shape[2]),  # two products forward, five back
     )
 
 

@@ -8,6 +8,7 @@ bits, whose sums saturate without VNNI otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,6 +47,7 @@ def _case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
         tensors=2,
         build=_contenders(shape, dtype),
         targets=() if shape == SMALL else targets,
+        flops=18 * math.prod(shape) * shape[1],
     )
 
 

@@ -65,11 +65,22 @@ def _case(
     build: Callable[[torch.device], list[Contender]],
     targets: tuple[Target, ...] | None = None,
 ) -> Case:
+    (n, k), rows = shape, int(name.rsplit("_", 1)[1])
     if targets is None:
-        rows = int(name.rsplit("_", 1)[1])
         targets = (Target(EAGER, factor=LEAST[rows]),) if dtype == torch.float32 and rows in LEAST else ()
         targets += tuple(Target(other, factor=1.0) for other in (INT_MM, *ENGINES.values()) if shape != SMALL)
-    return Case(OP, name, title, shape, dtype, 1, build, () if shape == SMALL else targets)
+    return Case(
+        OP,
+        name,
+        title,
+        shape,
+        dtype,
+        1,
+        build,
+        () if shape == SMALL else targets,
+        moves=n * k + rows * (n + k) * dtype.itemsize,
+        flops=2.0 * rows * n * k,
+    )
 
 
 def near(want: Tensor, error: float) -> Check:

@@ -8,6 +8,7 @@ The others take turns, round after round, so that whatever else the machine does
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import math
@@ -15,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -85,6 +86,8 @@ class Case:
         op, name: what is done; with shape and dtype they identify the case.
         title: the same for readers.
         tensors: how many tensors of this shape must be read or written at least, each once.
+        moves: the same in bytes, where tensors of this shape are not what is moved.
+        flops: multiplications and additions of its matrix products; 0: memory is what bounds it.
         build: allocates the inputs on a device and returns the contenders; called just before they run.
         targets: what the project promises for this case on a CPU.
         panel: title of the panel that it shares with other cases in the plot; default: one of its own per title.
@@ -99,6 +102,8 @@ class Case:
     build: Callable[[torch.device], list[Contender]] = field(repr=False)
     targets: tuple[Target, ...] = ()
     panel: str = ""
+    moves: int | None = None
+    flops: float = 0.0
 
     @property
     def id(self) -> str:
@@ -108,7 +113,22 @@ class Case:
     @property
     def bytes_moved(self) -> int:
         """Bytes that any implementation reads once and writes once."""
-        return self.tensors * math.prod(self.shape) * self.dtype.itemsize
+        return (
+            self.tensors * math.prod(self.shape) * self.dtype.itemsize if self.moves is None else self.moves
+        )
+
+
+FAILURES = (
+    AssertionError,
+    ImportError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # what torch and peers refuse with
+
+
+def failed(error: Exception) -> Verdict:
+    return Verdict(math.inf, f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
 # ---- results first -------------------------------------------------------------------------------------------
@@ -166,12 +186,16 @@ def normal_around(mean: Tensor, deviation: float, *, rounding: float = 0.01) -> 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. A block of calls lasts ``block`` seconds, so that reading the clock costs nothing."""
+    """How long to measure. A block of calls lasts ``block`` seconds, so that reading the clock costs nothing.
+
+    ``cold``, on a GPU: each call finds an L2 cache with none of its inputs, which takes a block for each call.
+    """
 
     block: float = 2e-3
     seconds: float = 0.35  # per contender
     min_rounds: int = 7
     max_rounds: int = 201
+    cold: bool = True
 
 
 QUICK = Effort(block=2e-4, seconds=0.02, min_rounds=5, max_rounds=21)
@@ -179,7 +203,10 @@ QUICK = Effort(block=2e-4, seconds=0.02, min_rounds=5, max_rounds=21)
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender's result: seconds per step as median and quartiles, or why there are none."""
+    """One contender's result: seconds per step as median and quartiles, or why there are none.
+
+    On a GPU ``cache`` says whether the L2 cache was "cold" or "warm", and ``warm`` is the median with a warm one.
+    """
 
     name: str
     rival: str | None
@@ -190,6 +217,8 @@ class Measurement:
     median: float = math.nan
     quartiles: tuple[float, float] = (math.nan, math.nan)
     best: float = math.nan
+    cache: str = ""
+    warm: float = math.nan
 
     @property
     def spread(self) -> float:
@@ -255,6 +284,13 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Row:
     verdicts = {c.name: verify(c) for c in contenders}
     right = [c for c in contenders if verdicts[c.name].wrong is None]
     timed = {m.name: m for m in race(right, verdicts, device, effort)}
+    if (
+        device.type == "cuda"
+    ):  # what a small case costs when called in a loop; a large one costs the same as cold
+        case = replace(case, targets=())  # they are the CPU's
+        captured = [c for c in right if c.reset is None]
+        for m in race(captured, verdicts, device, replace(QUICK, cold=False)):
+            timed[m.name] = replace(timed[m.name], warm=m.median)
     return Row(
         case, {c.name: timed.get(c.name, Measurement(c.name, c.rival, verdicts[c.name])) for c in contenders}
     )
@@ -262,9 +298,12 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Row:
 
 def verify(contender: Contender) -> Verdict:
     """Run it once, which also warms it up, and judge the result."""
-    if contender.reset is not None:
-        contender.reset()
-    return contender.check(contender.call())
+    try:
+        if contender.reset is not None:
+            contender.reset()
+        return contender.check(contender.call())
+    except FAILURES as error:  # a peer that lacks this device or dtype must not end the run
+        return failed(error)
 
 
 def copy_contender(case: Case, device: torch.device) -> Contender:
@@ -283,8 +322,7 @@ def race(
     contenders: Sequence[Contender], verdicts: dict[str, Verdict], device: torch.device, effort: Effort
 ) -> Iterator[Measurement]:
     """Round robin: one block of each contender per round, and a different one first in each."""
-    repeats = [1 if c.reset is not None else calibrate(c, device, effort.block) for c in contenders]
-    clocks = [make_clock(c, n, device) for c, n in zip(contenders, repeats, strict=True)]
+    clocks = [make_clock(c, device, effort) for c in contenders]
     samples: list[list[float]] = [[] for _ in contenders]
     with _no_garbage_collection():
         begin = time.perf_counter()
@@ -293,22 +331,21 @@ def race(
                 break
             for k in range(len(contenders)):
                 n = (k + done) % len(contenders)
-                samples[n].append(clocks[n]() / (repeats[n] * contenders[n].steps))
-    for c, n, taken in zip(contenders, repeats, samples, strict=True):
+                samples[n].append(clocks[n].block() / (clocks[n].repeats * contenders[n].steps))
+    for c, clock, taken in zip(contenders, clocks, samples, strict=True):
         low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
-        clock = clock_name(c, device)
         yield Measurement(
-            c.name, c.rival, verdicts[c.name], clock, len(taken), n, median, (low, high), min(taken)
+            name=c.name,
+            rival=c.rival,
+            verdict=verdicts[c.name],
+            clock=clock.name,
+            rounds=len(taken),
+            repeats=clock.repeats,
+            median=median,
+            quartiles=(low, high),
+            best=min(taken),
+            cache=clock.cache,
         )
-
-
-def calibrate(contender: Contender, device: torch.device, block: float) -> int:
-    """How many calls last at least ``block`` seconds; the best of three, so that a stall does not count as work."""
-    repeats = 1
-    time_block = event_time if device.type == "cuda" else wall_time
-    while (elapsed := min(time_block(contender.call, repeats) for _ in range(3))) < block:
-        repeats *= 2 if elapsed > block / 4 else 4
-    return repeats
 
 
 @contextmanager
@@ -326,26 +363,39 @@ def _no_garbage_collection() -> Iterator[None]:
 # ---- clocks --------------------------------------------------------------------------------------------------
 
 
-def make_clock(contender: Contender, repeats: int, device: torch.device) -> Callable[[], float]:
-    """A function that runs one block of ``repeats`` calls and returns its seconds."""
-    call = contender.call
-    if device.type == "cuda" and contender.reset is None:
-        graph = capture(call, repeats)
-        return lambda: event_time(graph.replay, 1)
-    time_block = event_time if device.type == "cuda" else wall_time
+@dataclass(frozen=True)
+class Clock:
+    """``block()`` makes ``repeats`` calls and returns their seconds; ``cache`` as in :class:`Measurement`."""
+
+    name: str
+    cache: str
+    repeats: int
+    block: Callable[[], float]
+
+
+def make_clock(contender: Contender, device: torch.device, effort: Effort) -> Clock:
+    """How one contender's calls are timed."""
+    call, reset, is_cuda = contender.call, contender.reset, device.type == "cuda"
+    if reset is None:
+        if is_cuda:
+            return cuda_clock(call, device, effort)
+        repeats = calibrate(call, wall_time, effort.block)
+        return Clock("wall", "", repeats, functools.partial(wall_time, call, repeats))
+    time_block = event_time if is_cuda else wall_time
 
     def block() -> float:
-        if contender.reset is not None:
-            contender.reset()
-        return time_block(call, repeats)
+        reset()
+        return time_block(call, 1)
 
-    return block
+    return Clock("CUDA events", "warm", 1, block) if is_cuda else Clock("wall", "", 1, block)
 
 
-def clock_name(contender: Contender, device: torch.device) -> str:
-    if device.type != "cuda":
-        return "wall"
-    return "CUDA graph" if contender.reset is None else "CUDA events"
+def calibrate(call: Call, time_block: Callable[[Call, int], float], block: float) -> int:
+    """How many calls last at least ``block`` seconds; the best of three, so that a stall does not count as work."""
+    repeats = 1
+    while (elapsed := min(time_block(call, repeats) for _ in range(3))) < block:
+        repeats *= 2 if elapsed > block / 4 else 4
+    return repeats
 
 
 def wall_time(call: Callable[[], object], repeats: int) -> float:
@@ -355,7 +405,46 @@ def wall_time(call: Callable[[], object], repeats: int) -> float:
     return time.perf_counter() - begin
 
 
-# NOTE: the two functions below have not run on hardware yet.
+# NOTE: what follows has not run on hardware yet.
+
+
+def cuda_clock(call: Call, device: torch.device, effort: Effort) -> Clock:
+    """The device's time for calls in a CUDA graph, where the host is out of the way.
+
+    Between the steps of a sampling loop a model of gigabytes runs, so calls find nothing of theirs in the L2 cache.
+    That is made so by a sweep before each replay, outside of the events; inputs in turns, in one graph, would need
+    every case to build as many sets of them as fill the cache.
+    """
+    repeats = 1 if effort.cold else calibrate(call, event_time, effort.block)
+    try:
+        graph = capture(call, repeats)
+    except RuntimeError:  # some eager code waits for the device
+        name, timed = "CUDA events", functools.partial(event_time, call, repeats)
+    else:
+        name, timed = "CUDA graph", functools.partial(event_time, graph.replay, 1)
+    if not effort.cold:
+        return Clock(name, "warm", repeats, timed)
+
+    def block() -> float:
+        sweep_cache(device)
+        return timed()
+
+    return Clock(name, "cold", repeats, block)
+
+
+def sweep_cache(device: torch.device) -> None:
+    """Leaves nothing of what ran before in the L2 cache, and the device busy while the host queues what is timed.
+
+    It reads: what a write leaves in the cache would go to memory during the call that is timed.
+    """
+    _four_caches(device).sum()
+
+
+@functools.cache
+def _four_caches(device: torch.device) -> Tensor:
+    return torch.ones(
+        torch.cuda.get_device_properties(device).L2_cache_size, device=device
+    )  # of 4 bytes each
 
 
 def event_time(call: Callable[[], object], repeats: int) -> float:
@@ -370,10 +459,7 @@ def event_time(call: Callable[[], object], repeats: int) -> float:
 
 
 def capture(call: Callable[[], object], repeats: int) -> torch.cuda.CUDAGraph:
-    """``repeats`` calls as one CUDA graph: what they cost where the host is out of the way.
-
-    Inputs stay in the L2 cache if they fit there, as they do in a sampling loop.
-    """
+    """``repeats`` calls as one CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -384,6 +470,27 @@ def capture(call: Callable[[], object], repeats: int) -> torch.cuda.CUDAGraph:
         for _ in range(repeats):
             call()
     return graph
+
+
+@torch.no_grad()
+def ceilings(device: torch.device, *, elements: int = 1 << 28, side: int = 8192) -> dict[str, float]:
+    """What the machine does at most, by the clock of the cases: copies, products, and calls of next to nothing."""
+    source, one = torch.ones(elements, device=device), torch.ones(1, device=device)
+    target = torch.empty_like(source)
+    a, b = torch.randn(2, side, side, device=device).to(torch.bfloat16)  # zeros would be multiplied faster
+    works: dict[str, Call] = {
+        "copy": lambda: (target.copy_(source),),
+        "product": lambda: (a @ b,),
+        "nothing": lambda: (one.add_(1),),
+    }
+    right = Verdict(0.0)
+    contenders = [Contender(name, call, lambda _: right) for name, call in works.items()]
+    times = {m.name: m.median for m in race(contenders, dict.fromkeys(works, right), device, Effort())}
+    return {
+        "copy_gb_per_s": 2 * source.nbytes / times["copy"] / 1e9,
+        "bf16_tflop_per_s": 2 * side**3 / times["product"] / 1e12,
+        "call_s": times["nothing"],
+    }
 
 
 class Stopwatch:

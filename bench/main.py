@@ -7,9 +7,11 @@ import argparse
 import contextlib
 import fnmatch
 import importlib
+import itertools
 import math
 import pkgutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 from fastdiff import bench
 from fastdiff._native import INSTRUCTION_SETS
 from fastdiff.bench import kit, report
-from fastdiff.bench.kit import DTYPE_NAMES, Case, Row
+from fastdiff.bench.kit import DTYPE_NAMES, OURS, Case, Measurement, Row
 
 QUICK_ELEMENTS = 1 << 17  # the largest shapes of --quick
 
@@ -36,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch on the CPU (default: 2)")
     parser.add_argument("--isa", choices=INSTRUCTION_SETS, help="force the CPU kernels to it")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: does it work?")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="begin no case after so long; ops take turns, each with its largest cases first",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to save the results")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="where to save the plot")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show what changed since that run")
@@ -55,10 +64,14 @@ def run(args: argparse.Namespace) -> int:
     if not chosen:
         print("fastdiff bench: no case matches; without arguments all of them run", file=sys.stderr)
         return 2
+    place = {case.id: n for n, case in enumerate(chosen)}
     with settings(args.threads, args.isa):
         print(report.header(report.environment(device)), end="\n\n")
-        rows = list(measured(chosen, device, kit.QUICK if args.quick else kit.Effort()))
-        data = report.document(rows, device)
+        ceilings = kit.ceilings(device) if device.type == "cuda" else None
+        effort = kit.QUICK if args.quick else kit.Effort()
+        in_order = chosen if math.isinf(args.budget) else in_turns(chosen)
+        rows = sorted(measured(in_order, device, effort, args.budget), key=lambda row: place[row.case.id])
+        data = report.document(rows, device, ceilings)
         show(rows)
     if args.repro:
         print("\nEach row alone:", *(repro(row.case, args) for row in rows), sep="\n  ")
@@ -106,19 +119,41 @@ def settings(threads: int, isa: str | None) -> Iterator[None]:
         fastdiff.use_isa(before[1])
 
 
-def measured(cases: Sequence[Case], device: torch.device, effort: kit.Effort) -> Iterator[Row]:
-    """Each case's row, with the progress on stderr."""
+def in_turns(cases: Sequence[Case]) -> list[Case]:
+    """A case of each op, then another of each, the largest first: what a run that is cut short should have done."""
+    by_op: dict[str, list[Case]] = {}
+    numbered = sorted(enumerate(cases), key=lambda pair: (math.prod(pair[1].shape), pair[0]), reverse=True)
+    for _, case in numbered:
+        by_op.setdefault(case.op, []).append(case)
+    return [case for turn in itertools.zip_longest(*by_op.values()) for case in turn if case is not None]
+
+
+def measured(
+    cases: Sequence[Case], device: torch.device, effort: kit.Effort, budget: float = math.inf
+) -> Iterator[Row]:
+    """Each case's row, with the progress on stderr; no case begins after ``budget`` seconds."""
     is_terminal = sys.stderr.isatty()
     start, end = ("\r\x1b[K", "") if is_terminal else ("", "\n")
+    begin = time.monotonic()
     for n, case in enumerate(cases, start=1):
+        if time.monotonic() - begin > budget:
+            break
         print(
             f"{start}[{n:>{len(str(len(cases)))}}/{len(cases)}] {case.id}",
             end=end,
             file=sys.stderr,
             flush=True,
         )
-        yield kit.measure(case, device, effort)
+        yield row_of(case, device, effort)
     print(start, end=end, file=sys.stderr, flush=True)
+
+
+def row_of(case: Case, device: torch.device, effort: kit.Effort) -> Row:
+    """An error in a case is its result, and the others are measured all the same."""
+    try:
+        return kit.measure(case, device, effort)
+    except kit.FAILURES as error:
+        return Row(case, {OURS: Measurement(OURS, None, kit.failed(error))})
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -143,7 +178,7 @@ def repro(case: Case, args: argparse.Namespace) -> str:
 
 def save(args: argparse.Namespace, rows: Sequence[Row], data: dict[str, Any], device: torch.device) -> None:
     """Where the arguments say; a whole run also where this machine's results are kept."""
-    whole = not (args.op or args.case or args.dtype or args.quick)
+    whole = not (args.op or args.case or args.dtype or args.quick or math.isfinite(args.budget))
     folder = report.results_folder(device)
     stem = f"{device.type}-{args.threads}-threads" if device.type == "cpu" else device.type
     stem += f"-{args.isa}" if args.isa else ""

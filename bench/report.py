@@ -95,7 +95,9 @@ def _first_line(path: str) -> str | None:
 # ---- as data -------------------------------------------------------------------------------------------------
 
 
-def document(rows: Sequence[Row], device: torch.device) -> dict[str, Any]:
+def document(
+    rows: Sequence[Row], device: torch.device, ceilings: dict[str, float] | None = None
+) -> dict[str, Any]:
     """The JSON document. A number that was not measured, or is of a wrong result, is null."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
@@ -103,6 +105,7 @@ def document(rows: Sequence[Row], device: torch.device) -> dict[str, Any]:
         "version": VERSION,
         "date": now,
         "environment": environment(device),
+        "ceilings": ceilings,
         "rows": [_row(row) for row in rows],
     }
 
@@ -118,10 +121,11 @@ def _row(row: Row) -> dict[str, Any]:
         "shape": list(case.shape),
         "dtype": DTYPE_NAMES[case.dtype],
         "bytes": case.bytes_moved,
+        "flops": case.flops,
         "results": {name: _measurement(m) for name, m in row.measurements.items()},
         "ratios": {name: ratio for name, ratio in ratios.items() if name != COPY},
         "gb_per_s": _finite(row.gigabytes_per_second),
-        "copy_share": ratios[COPY],
+        "copy_share": ratios.get(COPY),
         "targets": [{"target": target_text(t), "met": row.met(t)} for t in case.targets],
     }
 
@@ -132,11 +136,13 @@ def _measurement(m: Measurement) -> dict[str, Any]:
         "wrong": m.verdict.wrong,
         "error": _finite(m.verdict.error),
         "clock": m.clock or None,
+        "cache": m.cache or None,
         "rounds": m.rounds,
         "repeats": m.repeats,
         "median_s": _finite(m.median),
         "quartiles_s": [_finite(q) for q in m.quartiles],
         "best_s": _finite(m.best),
+        "warm_s": _finite(m.warm),
         "noisy": m.is_noisy,
     }
 

@@ -8,6 +8,7 @@ which takes two to eight times the memory. torch's own kernels for packed weight
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,6 +28,7 @@ ROWS = (1, 16, 256, 1024)
 DTYPES = (torch.float32, torch.bfloat16)
 SCHEMES = ("int8", "int4", "bf16", "fp8")
 E4M3 = "e4m3"  # fp8, and activations too
+BITS = {"int8": 8, "int4": 4, "bf16": 16, "fp8": 8, E4M3: 8}
 GROUP = 64
 
 
@@ -44,6 +46,8 @@ def cases() -> list[Case]:
             tensors=1,
             build=_contenders(scheme, m, shape, dtype),
             targets=() if shape == SMALL else _targets(scheme, m, dtype),
+            moves=math.prod(shape) * BITS[scheme] // 8 + m * sum(shape) * dtype.itemsize,
+            flops=2 * m * math.prod(shape),
         )
         for shape in WEIGHTS
         for m in (ROWS if shape != SMALL else (5,))

@@ -119,6 +119,24 @@ def test_fresh_noise_is_checked_by_its_moments(shift: float, scale: float, right
     assert (verdict.wrong is None) == right
 
 
+def test_a_case_that_fails_is_wrong_and_the_next_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object) -> list[Contender]:
+        raise NotImplementedError("not on this device\nand more")
+
+    def refused() -> Sequence[Tensor]:
+        raise RuntimeError("no kernel")
+
+    failing = dataclasses.replace(a_case(), name="failing", build=broken)
+    monkeypatch.setattr(main, "all_cases", lambda: [failing, a_case(eager=refused)])
+    assert run("--quick", "--json", str(tmp_path / "r.json")) == 1
+    first, second = (row["results"] for row in report.load(tmp_path / "r.json")["rows"])
+    assert first["fastdiff"]["wrong"] == "NotImplementedError: not on this device"
+    assert second["eager"]["wrong"] == "RuntimeError: no kernel"
+    assert second["fastdiff"]["median_s"] > 0
+
+
 # ---- the cases -------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +211,76 @@ def test_a_loop_starts_again_after_reset() -> None:
             continue
         with torch.no_grad():
             assert [kit.verify(contender).wrong for _ in range(2)] == [None, None]
+
+
+# ---- a GPU's clocks, without one -------------------------------------------------------------------------------
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def queued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a block of calls gives the device to do, in this order; each takes a second for its result."""
+    log: list[str] = []
+
+    class Graph:
+        def __init__(self, call: Call, repeats: int) -> None:
+            call()
+            self.repeats = repeats
+
+        def replay(self) -> None:
+            log.append(f"replay of {self.repeats}")
+
+    def event_time(call: Any, repeats: int) -> float:
+        log.append("begin")
+        for _ in range(repeats):
+            call()
+        log.append("end")
+        return 1.0
+
+    monkeypatch.setattr(kit, "capture", Graph)
+    monkeypatch.setattr(kit, "event_time", event_time)
+    monkeypatch.setattr(kit, "sweep_cache", lambda device: log.append("sweep"))
+    return log
+
+
+def test_inputs_are_out_of_the_cache_before_the_clock_starts(queued: list[str]) -> None:
+    clock = kit.make_clock(Contender("eager", doubled, lambda _: Verdict(0.0)), CUDA, kit.Effort())
+    assert (clock.name, clock.cache, clock.repeats, clock.block()) == ("CUDA graph", "cold", 1, 1.0)
+    assert queued == ["sweep", "begin", "replay of 1", "end"]
+
+
+def test_warm_calls_follow_each_other(queued: list[str]) -> None:
+    effort = kit.Effort(block=1.0, cold=False)
+    clock = kit.make_clock(Contender("eager", doubled, lambda _: Verdict(0.0)), CUDA, effort)
+    queued.clear()
+    assert (clock.name, clock.cache, clock.block()) == ("CUDA graph", "warm", 1.0)
+    assert queued == ["begin", f"replay of {clock.repeats}", "end"]
+
+
+def test_code_that_waits_for_the_device_is_timed_without_a_graph(
+    queued: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(kit, "capture", refuse)
+    clock = kit.make_clock(Contender("eager", doubled, lambda _: Verdict(0.0)), CUDA, kit.Effort())
+    assert (clock.name, clock.cache, clock.block()) == ("CUDA events", "cold", 1.0)
+    assert queued == ["sweep", "begin", "end"]
+
+
+def test_a_loop_is_reset_before_the_clock_starts(queued: list[str]) -> None:
+    loop = Contender("plan.step", doubled, lambda _: Verdict(0.0), reset=lambda: queued.append("reset"))
+    clock = kit.make_clock(loop, CUDA, kit.Effort())
+    assert (clock.name, clock.cache, clock.block()) == ("CUDA events", "warm", 1.0)
+    assert queued == ["reset", "begin", "end"]
+
+
+def test_ceilings_are_rates() -> None:
+    found = kit.ceilings(CPU, elements=1 << 16, side=64)
+    assert set(found) == {"copy_gb_per_s", "bf16_tflop_per_s", "call_s"}
+    assert all(0 < value < math.inf for value in found.values())
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------
@@ -273,6 +361,21 @@ def test_run_restores_threads(tiny: Path) -> None:
 def test_part_of_the_cases_does_not_replace_the_machine_s_results(tiny: Path) -> None:
     assert run("--case", "*/double/*") == 0
     assert list(tiny.iterdir()) == []
+
+
+def test_a_budget_goes_to_every_op_and_its_largest_cases(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def case(op: str, size: int) -> Case:
+        return dataclasses.replace(a_case(), op=op, name=f"of_{size}", shape=(size,))
+
+    cases = [case("a", 1), case("a", 3), case("a", 2), case("b", 7), case("b", 9)]
+    order = [(c.op, c.shape[0]) for c in main.in_turns(cases)]
+    assert order == [("b", 9), ("a", 3), ("b", 7), ("a", 2), ("a", 1)]
+    monkeypatch.setattr(main, "all_cases", lambda: cases)
+    assert run("--budget", "0", "--json", "r.json") == 0
+    assert [row["id"] for row in report.load(tiny / "r.json")["rows"]] in ([], ["b/of_9/9/fp32"])
+    assert run("--budget", "1000", "--quick", "--json", "r.json") == 0
+    assert [row["shape"] for row in report.load(tiny / "r.json")["rows"]] == [[1], [3], [2], [7], [9]]
+    assert [path.name for path in tiny.iterdir()] == ["r.json"]
 
 
 def test_repro_command_runs_the_same_row(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
