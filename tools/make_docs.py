@@ -28,9 +28,11 @@ from fastdiff import planners  # noqa: E402
 from fastdiff.integrations.diffusers import MAPPERS  # noqa: E402
 
 from tests.kit.ops import OPS, Op  # noqa: E402
+from tools import gpu_report  # noqa: E402
+from tools.tables import markdown_table, time_text  # noqa: E402
 
 RESULTS = ROOT / "bench/results"
-BENCH_SCHEMA, GPU_SCHEMA = "fastdiff-bench", "fastdiff-gpu-check"
+BENCH_SCHEMA, GPU_SCHEMA = "fastdiff-bench", gpu_report.SCHEMA
 SHORT = {
     "float32": "fp32",
     "float16": "fp16",
@@ -54,7 +56,6 @@ The same holds for what can only run there: `tests/cuda/test_cuda.py`, `tools/gp
 beyond its first line, and the CUDA clocks of `bench/kit.py`. `tools/gpu_check.sh` builds and runs the library and its
 tests and writes a report into `bench/results/h200`; with a passing report there, this section says so."""
 ROLES = re.compile(r":\w+:`~?([^`]+)`")
-Cells = Sequence[str]
 
 
 def main() -> int:
@@ -92,11 +93,6 @@ def filled(path: Path, parts: dict[str, Callable[[], str]]) -> str:
             raise ValueError(f"{path.name}: the marker of {name!r} is missing")
         text = f"{head}{begin}\n{part().strip()}\n\n{end}{rest.partition(end)[2]}"
     return text
-
-
-def markdown_table(heads: Cells, rows: Sequence[Cells]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 # ---- docs/ops.md -----------------------------------------------------------------------------------------------
@@ -283,7 +279,7 @@ def gpu_reports() -> list[tuple[Path, dict[str, Any]]]:
 
 def untried() -> str:
     if reports := gpu_reports():
-        runs = [f"- `{p.relative_to(ROOT)}`: {d['date'][:10]}, commit {d['commit']}" for p, d in reports]
+        runs = [f"- `{path.relative_to(ROOT)}`: {gpu_report.status(data)}" for path, data in reports]
         return "Nothing that the tests reach: they passed on a GPU.\n\n" + "\n".join(runs)
     native = [path for suffix in ("cu", "cuh") for path in sorted((ROOT / "csrc").rglob(f"*.{suffix}"))]
     included = "".join(path.read_text() for path in native)
@@ -298,7 +294,10 @@ def untried() -> str:
 
 
 def results() -> str:
-    documents = list(json_files(BENCH_SCHEMA))
+    documents = [*json_files(BENCH_SCHEMA)]
+    documents += [
+        (path, report["benchmarks"]) for path, report in json_files(GPU_SCHEMA) if report["benchmarks"]
+    ]
     if not documents:
         return "No results are in the repository yet: `make bench` writes them to `bench/results`."
     legend = (
@@ -309,6 +308,8 @@ def results() -> str:
 
 
 def result_section(path: Path, data: dict[str, Any]) -> str:
+    if data.get("ceilings"):
+        return gpu_report.section(str(path.relative_to(ROOT)), data)
     facts = data["environment"]
     where = f"{facts['device']}, {facts['threads']} of {facts['cores']} threads, {facts['isa']}"
     software = ", ".join(f"{name} {facts[name]}" for name in ("torch", "diffusers", "fastdiff"))
@@ -381,13 +382,6 @@ def result_row(row: dict[str, Any], names: Sequence[str]) -> list[str]:
         "–" if speed is None else f"{speed:.1f}",
         "–" if share is None else f"{share:.0%}",
     ]
-
-
-def time_text(seconds: float) -> str:
-    unit, name = next(
-        (pair for pair in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")) if seconds >= pair[0]), (1e-6, "µs")
-    )
-    return f"{seconds / unit:.3g} {name}"
 
 
 # ---- docs/solvers.md -------------------------------------------------------------------------------------------
