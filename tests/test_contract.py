@@ -17,7 +17,16 @@ from torch import Tensor
 from tests.kit.backends import backends, run
 from tests.kit.compare import assert_close, assert_same_bits
 from tests.kit.ops import CASES, OPS, Op, case_id
-from tests.kit.trees import Canary, as_tuple, at_offset, map_tensors, structure_of, tensors_of, with_gaps
+from tests.kit.trees import (
+    Canary,
+    as_tuple,
+    at_offset,
+    map_tensors,
+    moved,
+    structure_of,
+    tensors_of,
+    with_gaps,
+)
 
 each_case = pytest.mark.parametrize(("op", "case"), CASES, ids=case_id)
 # Schemas, shape functions and tracing cannot tell calls of one structure from another.
@@ -160,6 +169,15 @@ def test_fakes_know_shapes_strides_and_dtypes(op: Op, case: Case) -> None:
         assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype), (
             f"{op} {case}"
         )
+
+
+@each_op
+def test_fakes_stay_on_their_device(op: Op) -> None:
+    """On a second GPU, which need not be there for that."""
+    case = op.cases()[0]
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        args, kwargs = moved(map_tensors((case.args, case.kwargs), mode.from_tensor), "cuda:1")
+        assert {str(fake.device) for fake in op(*args, **kwargs)} == {"cuda:1"}
 
 
 @each_case

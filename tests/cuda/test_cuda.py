@@ -4,25 +4,35 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import fastdiff
 import pytest
 import torch
-from fastdiff import _C, guidance, linear_step, planners, schedules
+from fastdiff import (
+    _C,
+    cached_residual_add,
+    dequantize,
+    guidance,
+    linear_step,
+    planners,
+    quantize_per_token,
+    schedules,
+)
 from fastdiff._case import Case
 from fastdiff.planners import Plan
 from fastdiff.solver.linear_step_cases import NOISY_STEP, SOLVER_STEP, program
 from torch import Tensor
 
 from tests.kit.compare import assert_close, assert_same_bits
-from tests.kit.ops import CASES, Op, case_id
-from tests.kit.trees import Canary, at_offset, map_tensors, moved, with_gaps
+from tests.kit.ops import CASES, OPS, Op, case_id
+from tests.kit.trees import Canary, at_offset, map_tensors, moved, tensors_of, with_gaps
 
 
 def why_not() -> str | None:
@@ -36,6 +46,7 @@ def why_not() -> str | None:
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 each_case = pytest.mark.parametrize(("op", "case"), CASES, ids=case_id)
+each_op = pytest.mark.parametrize(("op", "case"), [(op, op.cases()[0]) for op in OPS], ids=case_id)
 
 DOUBLE = program([[2.0, 0.0, 0.0]])  # y = 2 x
 NOISE = program([[0.0, 0.0, 1.0]])  # y = z
@@ -130,18 +141,21 @@ def test_large_noise_has_the_same_bits(shape: tuple[int, ...]) -> None:
 # ---- devices and streams ---------------------------------------------------------------------------------------
 
 
-def test_runs_on_the_current_stream() -> None:
-    """Work queued before on the same stream is seen: a launch elsewhere would read x before it is filled."""
-    x, table = torch.zeros(1 << 16, device="cuda"), DOUBLE.cuda()
+@each_op
+def test_runs_on_the_current_stream(op: Op, case: Case) -> None:
+    """What the same stream still has to write is read after that; a launch elsewhere would read zeros."""
+    arguments = on_device(case)
+    late = map_tensors(arguments, torch.zeros_like)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)
-        x.fill_(3.0)
-        (y,) = linear_step([x], table)
-        y.add_(1.0)
+        torch.cuda._sleep(50_000_000)
+        for slot, value in zip(tensors_of(late), tensors_of(arguments), strict=True):
+            slot.copy_(value)
+        args, kwargs = late
+        got = [t.clone() for t in op(*args, **kwargs)]
     stream.synchronize()
-    assert y.unique().tolist() == [7.0]
+    assert_as_on_cpu(op, case, back(got), f"{op} {case} on a stream of its own")
 
 
 def test_refuses_tensors_on_different_devices() -> None:
@@ -155,12 +169,59 @@ def test_refuses_tensors_on_different_devices() -> None:
 @pytest.mark.skipif(
     torch.cuda.device_count() < 2, reason=f"needs two devices, found {torch.cuda.device_count()}"
 )
-def test_runs_on_the_device_of_its_inputs() -> None:
-    x = torch.ones(1000, device="cuda:1")
-    (y,) = linear_step([x], DOUBLE.to("cuda:1"))
+@each_op
+def test_runs_on_the_device_of_its_inputs(op: Op, case: Case) -> None:
+    """Where there is one device, test_fakes_stay_on_their_device() of the contract has a second one."""
+    args, kwargs = moved((case.args, case.kwargs), "cuda:1")
+    got = op(*args, **kwargs)
     assert torch.cuda.current_device() == 0
-    assert y.device == x.device
-    assert y.unique().tolist() == [2.0]
+    assert {str(t.device) for t in got} == {"cuda:1"}
+    assert_as_on_cpu(op, case, back(got), f"{op} {case} on the second device")
+
+
+# ---- graphs and syncs, for every op ----------------------------------------------------------------------------
+
+
+@contextmanager
+def syncs_are_errors() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def capture(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+@each_case
+def test_a_captured_call_gives_its_results_at_every_replay(op: Op, case: Case) -> None:
+    args, kwargs = on_device(case)
+    results: list[tuple[Tensor, ...]] = []
+    graph = capture(lambda: results.append(op(*args, **kwargs)))
+    for _ in range(2):
+        for result in results[-1]:
+            result.fill_(85)
+        graph.replay()
+        assert_as_on_cpu(op, case, back(results[-1]), f"{op} {case}, replayed")
+
+
+@each_case
+def test_a_call_never_waits_for_the_device(op: Op, case: Case) -> None:
+    args, kwargs = on_device(case)
+    op(*args, **kwargs)  # the first call may have a table to copy to the device
+    with syncs_are_errors():
+        got = op(*args, **kwargs)
+    assert_as_on_cpu(op, case, back(got), f"{op} {case}")
 
 
 # ---- whole plans: graphs, syncs, allocations -------------------------------------------------------------------
@@ -175,6 +236,17 @@ PLANS = {
     "adaptive": planners.ddim(schedules.scaled_linear(), STEPS).guided(guidance.AdaptiveGuidance(4.0)),
 }
 each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=list(PLANS))
+# The whole family, as it comes.
+SCHEDULES = {"consistency": schedules.edm()}
+OPTIONS = {"langevin": {"step_size": 2e-5}}
+SOLVERS = {
+    name: planner(SCHEDULES.get(name, schedules.cosine()), STEPS, **OPTIONS.get(name, {}))
+    for name, planner in inspect.getmembers(planners, inspect.isfunction)
+    if inspect.signature(planner).return_annotation == "Plan"
+}
+every_plan = pytest.mark.parametrize(
+    "plan", [*PLANS.values(), *SOLVERS.values()], ids=[*PLANS, *(f"{s}_alone" for s in SOLVERS)]
+)
 SEED = torch.tensor([1234, 0])
 
 
@@ -187,32 +259,13 @@ def loop(plan: Plan, x: Tensor) -> Tensor:
     return plan.run(lambda x, t: predict(plan, x), x, seed=SEED.to(x.device) if plan.stochastic else None)
 
 
-@contextmanager
-def syncs_are_errors() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def capture(work: Any) -> torch.cuda.CUDAGraph:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@each_plan
+@every_plan
 def test_run_has_the_same_bits_as_on_the_cpu(plan: Plan, dtype: torch.dtype) -> None:
     x = torch.randn(2, 4, 16, 16).to(dtype)
-    assert_same_bits([loop(plan, x.cuda()).cpu()], [loop(plan, x)], plan.solver)
+    want = loop(plan, x)
+    assert want.isfinite().all()
+    assert_same_bits([loop(plan, x.cuda()).cpu()], [want], plan.solver)
 
 
 @each_plan
@@ -241,7 +294,7 @@ def test_one_captured_step_replays_the_whole_plan(plan: Plan) -> None:
         assert_same_bits([x.cpu()], [loop(plan, start.cpu())], f"{plan.solver}, replayed")
 
 
-@each_plan
+@every_plan
 def test_a_captured_run_follows_its_input(plan: Plan) -> None:
     x = torch.randn(2, 4, 16, 16, device="cuda")
     seed = SEED.cuda() if plan.stochastic else None
@@ -326,20 +379,29 @@ def test_bad_values_stop_the_kernel(option: str, message: str) -> None:
 # ---- sizes -----------------------------------------------------------------------------------------------------
 
 
+WIDTH, ROWS = 1 << 12, (1 << 19) + 3  # the last three rows lie past 2^31 elements
+LARGE: dict[str, Callable[[Tensor], Sequence[Tensor]]] = {
+    "linear_step": lambda x: linear_step([x], DOUBLE.to(x.device)),
+    "cached_residual_add": lambda x: [cached_residual_add(x, [x])],
+    "quantize_per_token": lambda x: quantize_per_token(x),
+    "dequantize": lambda x: [
+        dequantize(x.view(torch.int8), torch.tensor(0.5, device=x.device), dtype=torch.float16)
+    ],
+}
+
+
 @pytest.mark.parametrize("skipped", [0, 1], ids=["aligned", "misaligned"])
-def test_more_than_2_to_the_31_elements(skipped: int) -> None:
-    count = 2**31 + 12
-    needed = 2 * count + (1 << 30)
-    free = torch.cuda.mem_get_info()[0]
+@pytest.mark.parametrize("work", LARGE.values(), ids=list(LARGE))
+def test_more_than_2_to_the_31_elements(work: Callable[[Tensor], Sequence[Tensor]], skipped: int) -> None:
+    """Rows are independent of each other: those past 2^31 give what they give alone."""
+    needed, free = 5 * 2 * WIDTH * ROWS, torch.cuda.mem_get_info()[0]
     if free < needed:
         pytest.skip(f"needs {needed} bytes of device memory, {free} are free (torch.cuda.mem_get_info())")
-    x = torch.zeros(count + skipped, dtype=torch.float16, device="cuda")[skipped:]
-    x[-12:] = torch.arange(12, device="cuda")
-    x[2**30] = 3.0
-    linear_step([x], DOUBLE.cuda(), out=[x])
-    assert x[-12:].tolist() == [2.0 * i for i in range(12)]
-    assert float(x[2**30]) == 6.0
-    assert int(x[: 2**30].count_nonzero()) == 0
+    x = torch.zeros(WIDTH * ROWS + skipped, dtype=torch.float16, device="cuda")[skipped:].view(ROWS, WIDTH)
+    last = x[-5:].normal_().clone()
+    for got, want in zip(work(x), work(last.cpu()), strict=True):
+        assert_same_bits([got[-5:].cpu()], [want], "the last rows")
+        assert got[: ROWS // 2].eq(got[0]).all()
 
 
 def test_more_samples_than_a_grid_has_rows() -> None:
