@@ -92,8 +92,8 @@ def _contenders(
         w = packed.dequantize()
         want = reference(x.cpu(), packed, round_x=rounds, dtype=torch.float32).double().to(device)
         check = _near(want, 0.01 if rounds or dtype != torch.float32 else 1e-5)
-        packed, plain = packed.to(device), w.to(device, dtype)
         integers, scale = _integers(w, packed, device)
+        packed, plain = packed.to(device), w.to(device, dtype)
 
         def eager(x: Tensor, q: Tensor, scale: Tensor) -> Sequence[Tensor]:
             if rounds:

@@ -67,7 +67,7 @@ def noise(shape: Sequence[int], rng: Tensor, *, step: int = 0, complex_parts: bo
     else:
         samples = [normals(int(seed), int(offset) + step, count // len(rng)) for seed, offset in rng]
         z = np.concatenate([np.empty(0), *samples])
-    flat = torch.from_numpy(z)
+    flat = torch.from_numpy(z).to(rng.device)
     if not complex_parts:
         return flat.reshape(tuple(shape))
     return torch.view_as_complex(flat.reshape(*shape, 2)) * math.sqrt(0.5)
