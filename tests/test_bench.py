@@ -17,9 +17,11 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
+from fastdiff.bench import block_sparse_attention, kit, linear_step, main, report
 from fastdiff.bench import block_sparse_attention_flexdit as flexdit
-from fastdiff.bench import kit, linear_step, main, report
 from fastdiff.bench.kit import Call, Case, Contender, Measurement, Row, Target, Verdict
+
+from tests.kit import elsewhere
 
 CPU = torch.device("cpu")
 BRIEF = kit.Effort(block=1e-6, seconds=0.0, min_rounds=2, max_rounds=2)
@@ -275,6 +277,25 @@ def test_a_loop_is_reset_before_the_clock_starts(queued: list[str]) -> None:
     clock = kit.make_clock(loop, CUDA, kit.Effort())
     assert (clock.name, clock.cache, clock.block()) == ("CUDA events", "warm", 1.0)
     assert queued == ["reset", "begin", "end"]
+
+
+# One of each kind: all solvers, step_..., are built alike.
+FIRST = {(case.op, case.name.split("_")[0]): case for case in reversed(main.all_cases()) if is_small(case)}
+# torch's vmap makes tensors where the mode in this test does not see it.
+UNSEEN = {"FlexAttention", "create_block_mask"}
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=lambda case: case.id)
+def test_cases_are_all_on_their_device(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs, references and checks: a tensor left on the CPU would end the case on a GPU."""
+    monkeypatch.setattr(torch, "compile", uncompiled)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: argparse.Namespace(cuda_stream=0))
+    monkeypatch.setattr(block_sparse_attention, "flex_attention", lambda plan: doubled)
+    with torch.no_grad(), elsewhere.Elsewhere():
+        for contender in case.build(elsewhere.DEVICE):
+            if contender.name not in UNSEEN:
+                assert kit.verify(contender).wrong is None, contender.name
 
 
 def test_ceilings_are_rates() -> None:

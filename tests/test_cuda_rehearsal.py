@@ -13,9 +13,9 @@ import torch
 from fastdiff._case import Case
 from fastdiff.planners import Plan
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from tests.cuda import test_cuda as play
+from tests.kit.elsewhere import Elsewhere
 from tests.kit.ops import Op
 
 
@@ -35,18 +35,6 @@ class Stream:
     def synchronize(self) -> None: ...
 
 
-class Understudy(TorchFunctionMode):
-    """Whatever is to be on a CUDA device is on the CPU; copies to there are copies."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is Tensor.cuda or (func is Tensor.to and str(args[1]).startswith("cuda")):
-            return args[0].clone()
-        if str(kwargs.get("device")).startswith("cuda"):
-            kwargs["device"] = "cpu"
-        return func(*args, **kwargs)
-
-
 @pytest.fixture(autouse=True)
 def _understudy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     parts: dict[str, Any] = {
@@ -61,7 +49,7 @@ def _understudy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(torch.cuda, name, part)
     monkeypatch.setattr(play, "capture", Graph)
     monkeypatch.setattr(play, "ROWS", 16)
-    with Understudy():
+    with Elsewhere():
         yield
 
 
@@ -88,6 +76,11 @@ def test_of_every_op(op: Op, case: Case) -> None:
             op.works_in_place or scene is not play.test_out_may_be_an_input
         ):
             once(scene, op=op, case=case)
+
+
+@play.each_case
+def test_of_every_case(op: Op, case: Case) -> None:
+    play.test_a_captured_call_gives_its_results_at_every_replay(op, case)
 
 
 @play.each_plan
