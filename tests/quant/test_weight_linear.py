@@ -102,6 +102,18 @@ def test_any_number_of_rows(rows: int, kind: str) -> None:
     assert_close(weight_linear(half, packed), reference(half, packed), **tolerance(half, packed))
 
 
+@pytest.mark.parametrize("rows", [33, 300])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_rows_and_many_columns(kind: str, gated: bool, rows: int) -> None:
+    """Tiles of AMX decode weights ahead: more than a chunk of panels, of long rows in blocks along K too."""
+    for n, k in ((530, 150), (106, 2200)):
+        packed, x = packed_as(kind, n, k, gated=gated), normal(rows, k, dtype=BF16)
+        options = {"activation": "silu", "bias": normal(n)}
+        assert_close(weight_linear(x, packed, **options), reference(x, packed, **options),
+                     **tolerance(x, packed, **options))  # fmt: skip
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_integers_are_exact(kind: str, isa: str) -> None:

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // weight_linear with the tiles of AMX, for rows of bfloat16 and e4m3: a block along K of a pair of panels is
-// decoded to tiles, or taken as it lies, and stays in the first-level cache while all rows of a block pass.
+// decoded to tiles and stays in the first-level cache while all rows of a block pass.
+#include <utility>
+
 #include "core/tiles_amx.h"
 #include "quant/weight_linear/weight_linear_rows.h"
 
 namespace fastdiff::weight_linear {
 namespace {
 
-constexpr int64_t kFewRows = 4;                 // for which decoding takes longer than the products
-constexpr int64_t kSteps = kBlock / kTileStep;  // tiles along K in a block
+constexpr int64_t kFewRows = 4;  // for which decoding takes longer than the products
 constexpr int64_t kTileBytes = 1024;
 
 int64_t steps_of(const Params& p) {
@@ -37,59 +38,170 @@ void write_row(const Params& p, int64_t m, const Row& row) {
   }
 }
 
+// A block of weights: some panels, of which pairs are multiplied together, and some tiles along K.
+struct Chunk {
+  int64_t panel = 0, end = 0, step = 0, steps = 0;
+  int64_t tiles() const { return (end - panel) * steps; }
+};
+
+// Weights as tiles [steps][16][16] of pairs along K. Where they have to be decoded there are two chunks of
+// them: one is read while the other is made.
 template <Scheme kScheme, bool kHasZero>
-class Tiles {
+class Weights {
   static constexpr bool kAsTheyLie = kScheme == Scheme::bf16;
+
+ public:
+  static constexpr int64_t kMostBytes = 1 << 18;  // of a chunk
+
+  explicit Weights(const Params& p) : p_(p) {}
+
+  // From now on panel() is of the chunk that has been made, and `next` is made.
+  void turn_to(const Chunk& next) {
+    made_ = std::exchange(making_, next);
+    done_ = 0;
+    now_ = 1 - now_;
+  }
+
+  const void* panel(int64_t panel) const {
+    if constexpr (kAsTheyLie) return p_.weight + panel * p_.panel_bytes + made_.step * kTileBytes;
+    return buffers_[1 - now_] + (panel - made_.panel) * made_.steps * kTileBytes;
+  }
+
+  // So many more tiles.
+  void make(int64_t count) {
+    if constexpr (kAsTheyLie) return;
+    for (const int64_t end = std::min(done_ + count, making_.tiles()); done_ < end; ++done_)
+      decode(making_.panel + done_ / making_.steps, making_.step + done_ % making_.steps,
+             buffers_[now_] + done_ * kTileBytes);
+  }
+
+ private:
+  void decode(int64_t panel, int64_t step, char* to) const {
+    Columns<kScheme, kHasZero> columns(p_, panel * kPanel);
+    columns.begin_group(kScheme == Scheme::int4 ? step * kTileStep / p_.group : 0);
+    const auto scaled = [&](FloatLanes w) { return kScheme == Scheme::int4 ? mul(w, columns.scale()) : w; };
+    for (int64_t eight = 0; eight < kTileStep / kEight; ++eight) {
+      FloatLanes even;
+      columns.eight(step * (kTileStep / kEight) + eight, [&](int k, FloatLanes w) {
+        if (k % 2 == 0) {
+          even = scaled(w);
+        } else {
+          store_pairs(to, even, scaled(w));
+          to += kWordRow;
+        }
+      });
+    }
+  }
+
+  const Params& p_;
+  Chunk made_, making_;
+  int64_t done_ = 0;  // tiles
+  int now_ = 0;       // the buffer that tiles are made in
+  alignas(64) char buffers_[2][kAsTheyLie ? 64 : kMostBytes];
+};
+
+// Rows [first, first + rows) by panels [begin, end). While tiles multiply, vector instructions are free: the
+// next chunk of weights is made then, and the block of sums before becomes results.
+template <Scheme kScheme, bool kHasZero>
+class Products {
+  static constexpr int kRows = 2 * kTile, kMostPairs = 8;
+  // Short rows need no sums in memory; of long ones a block along K is to stay in the second-level cache.
+  static constexpr int64_t kShortRow = 2048, kDepth = 512, kDepthUnit = 128;  // of groups of int4
 
  public:
   static constexpr int64_t kRowsOfBlock = 256;
 
-  explicit Tiles(const Params& p) : p_(p) {}
+  explicit Products(const Params& p) : p_(p), weights_(p), pair_(p.epilogue), single_(p.epilogue) {}
 
-  void add_block(int64_t first, int64_t rows, int64_t panel, int panels, int64_t k, float* sums) {
-    const int64_t all = steps_of(p_), step = k / kTileStep, steps = std::min(kSteps, all - step);
-    const void* w[kPair] = {};
-    for (int n = 0; n < panels; ++n) w[n] = weights(panel + n, step, steps, weights_[n]);
-    for (int64_t r = 0; r < rows; r += 2 * kTile, sums += 2 * kTile * kSumsRow) {
-      const bfloat16_t* const x = tiles_of(p_, first + r) + step * kTile * kTileStep;
-      const bfloat16_t* const next = rows - r > kTile ? x + all * kTile * kTileStep : nullptr;
-      if (k == 0) {
-        whole_products<bfloat16_t>(x, next, w[0], w[1], steps, sums, kSumsRow);
-      } else {
-        whole_products<bfloat16_t, true>(x, next, w[0], w[1], steps, sums, kSumsRow);
-      }
+  void operator()(int64_t first, int64_t rows, int64_t begin, int64_t end) {
+    const int64_t inner = p_.epilogue.inner, all = steps_of(p_);
+    const int64_t steps = even_block(inner, inner <= kShortRow ? kShortRow : kDepth, kDepthUnit) / kTileStep;
+    const int64_t pairs =
+        std::clamp<int64_t>(weights_.kMostBytes / (kPair * steps * kTileBytes), 1, kMostPairs);
+    const auto chunk_at = [&](int64_t panel, int64_t step) {
+      return panel < end
+                 ? Chunk{panel, std::min(end, panel + pairs * kPair), step, std::min(steps, all - step)}
+                 : Chunk{};
+    };
+    Chunk next = chunk_at(begin, 0);
+    weights_.turn_to(next);
+    while (next.steps > 0) {
+      weights_.make(next.tiles());
+      const Chunk chunk = next;
+      const bool is_last = chunk.step + chunk.steps == all;
+      next = is_last ? chunk_at(chunk.end, 0) : chunk_at(chunk.panel, chunk.step + chunk.steps);
+      weights_.turn_to(next);
+      multiply(chunk, next.tiles(), is_last, first, rows);
     }
   }
 
  private:
-  // Of a panel, as tiles [steps][16][16] of pairs along K.
-  const void* weights(int64_t panel, int64_t step, int64_t steps, char* to) const {
-    if constexpr (kAsTheyLie) return p_.weight + panel * p_.panel_bytes + step * kTileBytes;
-    Columns<kScheme, kHasZero> columns(p_, panel * kPanel);
-    char* at = to;
-    each_group<kScheme>(p_, step * kTileStep, (step + steps) * kTileStep,
-                        [&](int64_t begin, int64_t end, int64_t group) {
-                          columns.begin_group(group);
-                          const auto scaled = [&](FloatLanes w) {
-                            return kScheme == Scheme::int4 ? mul(w, columns.scale()) : w;
-                          };
-                          for (int64_t element = begin; element < end; element += kEight) {
-                            FloatLanes even;
-                            columns.eight(element / kEight, [&](int k, FloatLanes w) {
-                              if (k % 2 == 0) {
-                                even = scaled(w);
-                              } else {
-                                store_pairs(at, even, scaled(w));
-                                at += kWordRow;
-                              }
-                            });
-                          }
-                        });
-    return to;
+  // Sums of some rows at a pair of panels.
+  struct Block {
+    float* sums = nullptr;
+    int64_t m = 0, slot = 0;
+    int rows = 0, panels = 0;
+  };
+
+  // `ahead`: tiles that are made meanwhile.
+  void multiply(const Chunk& chunk, int64_t ahead, bool is_last, int64_t first, int64_t rows) {
+    const int64_t blocks = (rows + kRows - 1) / kRows, pairs = (chunk.end - chunk.panel + 1) / kPair;
+    const int64_t all = blocks * pairs * chunk.steps, pace = (kRows + chunk.steps - 1) / chunk.steps;
+    int64_t due = 0;
+    for (int64_t r = 0; r < rows; r += kRows)
+      for (int64_t panel = chunk.panel; panel < chunk.end; panel += kPair) {
+        now_ = {sums_[(panel - chunk.panel) / kPair] + r * kSumsRow, first + r, panel * kPanel,
+                static_cast<int>(std::min<int64_t>(kRows, rows - r)),
+                static_cast<int>(std::min<int64_t>(kPair, chunk.end - panel))};
+        product(chunk, panel, [&] {
+          finish(pace);
+          for (due += ahead; due >= all; due -= all) weights_.make(1);
+        });
+        finish(kRows);
+        if (is_last) before_ = now_, due_ = done_ = 0;
+      }
+    finish(kRows);  // the sums of the next chunk take their place
+  }
+
+  // Of the block now.
+  template <class Meanwhile>
+  void product(const Chunk& chunk, int64_t panel, const Meanwhile& meanwhile) {
+    const bfloat16_t* const x = tiles_of(p_, now_.m) + chunk.step * kTile * kTileStep;
+    const bfloat16_t* const next = now_.rows > kTile ? x + steps_of(p_) * kTile * kTileStep : nullptr;
+    const void* const w = weights_.panel(panel);
+    const void* const second = now_.panels == kPair ? weights_.panel(panel + 1) : nullptr;
+    if (chunk.step == 0) {
+      whole_products<bfloat16_t>(x, next, w, second, chunk.steps, now_.sums, kSumsRow, meanwhile);
+    } else {
+      whole_products<bfloat16_t, true>(x, next, w, second, chunk.steps, now_.sums, kSumsRow, meanwhile);
+    }
+  }
+
+  // Of the block before so many more rows, as soon as there are enough of them.
+  void finish(int64_t count) {
+    constexpr int kTogether = Finish<kPair>::kMostRows;
+    due_ = static_cast<int>(std::min<int64_t>(before_.rows, due_ + count));
+    for (; due_ - done_ >= kTogether; done_ += kTogether) finish_rows<kTogether>();
+    if (due_ == before_.rows)
+      for (; done_ < due_; ++done_) finish_rows<1>();
+  }
+
+  template <int kCount>
+  void finish_rows() {
+    const int64_t m = before_.m + done_;
+    const float* const sums = before_.sums + done_ * kSumsRow;
+    for (int r = 0; r < kCount && done_ + r < now_.rows; ++r) pair_.expect(now_.m + done_ + r, now_.slot);
+    if (before_.panels == kPair) return pair_.template rows<kCount>(m, before_.slot, sums);
+    for (int r = 0; r < kCount; ++r) single_(m + r, before_.slot, sums + r * kSumsRow);
   }
 
   const Params& p_;
-  alignas(64) char weights_[kPair][kAsTheyLie ? 64 : kSteps * kTileBytes];
+  Weights<kScheme, kHasZero> weights_;
+  Finish<kPair> pair_;
+  Finish<1> single_;
+  Block now_, before_;
+  int due_ = 0, done_ = 0;  // rows of the one before
+  alignas(64) float sums_[kMostPairs][kRowsOfBlock * kSumsRow];
 };
 
 }  // namespace
@@ -101,12 +213,12 @@ void Cpu<kIsa>::run(const Params& p, const Team& team) {
   widen_all(p, team, [&p](int64_t m, const Row& x) { write_row(p, m, x); });
   with_scheme(p, [&]<Scheme kScheme, bool kHasZero>(std::integral_constant<Scheme, kScheme>,
                                                     std::bool_constant<kHasZero>) {
-    using Kernel = Tiles<kScheme, kHasZero>;
+    using Kernel = Products<kScheme, kHasZero>;
     each_block(p, team, Kernel::kRowsOfBlock, 2 * kTile,
                [&](int64_t first, int64_t rows, int64_t panel, int64_t panels) {
                  set_up_tiles();
-                 Passes<Kernel> passes(p);
-                 passes(first, rows, panel, panel + panels);
+                 Kernel products(p);
+                 products(first, rows, panel, panel + panels);
                  release_tiles();
                });
   });
