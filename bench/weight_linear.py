@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from fastdiff import PackedWeight, pack_weight, weight_linear
 from fastdiff.bench import linear_step_peers as peers
-from fastdiff.bench.kit import OURS, Case, Check, Contender, Target, Verdict, close_to
+from fastdiff.bench import weight_linear_libraries
+from fastdiff.bench.int8_linear import near
+from fastdiff.bench.kit import OURS, Case, Check, Contender, Target, close_to
 from fastdiff.quant.weight_linear import reference
 from torch import Tensor
 from torch.nn.functional import linear
@@ -33,8 +35,8 @@ GROUP = 64
 
 
 def cases() -> list[Case]:
-    """All cases of this op, the smallest shapes first."""
-    return [
+    """All cases of this op, the smallest shapes first; then those of other libraries."""
+    own = [
         Case(
             op=OP,
             name=f"{scheme}_{m}",
@@ -54,6 +56,7 @@ def cases() -> list[Case]:
         for dtype in DTYPES
         for scheme in (*SCHEMES, E4M3)
     ]
+    return own + weight_linear_libraries.cases()
 
 
 def _targets(scheme: str, m: int, dtype: torch.dtype) -> tuple[Target, ...]:
@@ -65,18 +68,6 @@ def _targets(scheme: str, m: int, dtype: torch.dtype) -> tuple[Target, ...]:
         factors = {"int8": 3.0, "int4": 6.0, "bf16": 1.8, "fp8": 3.0, E4M3: 3.0}
         targets.append(Target(WHOLE, factor=factors[scheme]))
     return tuple(targets)
-
-
-def _near(want: Tensor, error: float) -> Check:
-    """A check: the relative error, as a whole, is at most so much."""
-
-    def check(got: Sequence[Tensor]) -> Verdict:
-        measured = float((got[0].double() - want).norm() / want.norm())
-        return Verdict(
-            measured, None if measured <= error else f"relative error {measured:.1e}, allowed {error:.1e}"
-        )
-
-    return check
 
 
 def _contenders(
@@ -91,7 +82,7 @@ def _contenders(
         packed = pack_weight(torch.randn(n, k, generator=g) / k**0.5, "fp8" if rounds else scheme)
         w = packed.dequantize()
         want = reference(x.cpu(), packed, round_x=rounds, dtype=torch.float32).double().to(device)
-        check = _near(want, 0.01 if rounds or dtype != torch.float32 else 1e-5)
+        check = near(want, 0.01 if rounds or dtype != torch.float32 else 1e-5)
         integers, scale = _integers(w, packed, device)
         packed, plain = packed.to(device), w.to(device, dtype)
 
@@ -105,7 +96,7 @@ def _contenders(
         return [
             Contender(EAGER, peers.with_tensors(eager, given, []), check),
             Contender(COMPILED, peers.compiled(eager, given, []), check),
-            Contender(WHOLE, lambda: (linear(x, plain),), _near(want, 0.05) if rounds else check),
+            Contender(WHOLE, lambda: (linear(x, plain),), near(want, 0.05) if rounds else check),
             *_peer(scheme, x, integers, scale, check),
             Contender(
                 OURS,

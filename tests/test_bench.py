@@ -171,6 +171,7 @@ RIVALS = {
     "match_tokens": {"tomesd's form", "torch.compile"},
     "select_blocks": {"eager"},
     "int8_linear": {"eager"},
+    **{f"weight_linear/libraries_{kind}_5": {"F.linear"} for kind in ("int8", "int8_both", "int4")},
     "int8_conv2d": {"eager", "FBGEMM", "oneDNN"},
     "fake_quant": {"eager", "torch.compile", "torch.fake_quantize"},
     "weight_linear": {"eager", "torch.compile", "F.linear"},
