@@ -183,6 +183,7 @@ __device__ void multiply_wide(const WideFactors& f, int64_t half, int64_t panel,
     const int slot = static_cast<int>(n % kWideStages);
     const unsigned char* const stage = smem + slot * kWideStageBytes<kHalves>;
     ptx::mbarrier_wait(barriers.full + slot, n / kWideStages % 2 == 1);
+    __syncwarp();  // for wgmma, whose lanes have to come together
     uint32_t a[kSteps][4];
     read_panel(stage + warp * kPanelBytes, f.pieces - kDeep * n >= kDeep, a);
     multiply_stage<kHalves>(stage + kWidePanels * kPanelBytes, a, sums);
