@@ -311,7 +311,7 @@ DIFFERENTIABLE = [
 
 
 # NOTE: kernels have no complex128, which finite differences need; complex64 gradients are in the ops' own tests.
-SMOOTH = [pair for pair in DIFFERENTIABLE if pair[0].straight_through is None]
+SMOOTH = [pair for pair in DIFFERENTIABLE if pair[0].straight_through is None and pair[0].has_doubles]
 STAIRCASES = [pair for pair in DIFFERENTIABLE if pair[0].straight_through is not None]
 
 

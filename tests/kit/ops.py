@@ -5,6 +5,7 @@ Besides ``cases()`` and ``reference()``, a module says what is particular to its
 
     IN_PLACE = False        ``out`` must not share memory with an input (default: it may be exactly one of them)
     SAME_BITS = False       CUDA adds in another order than the CPU (default: all backends give the same bits)
+    DOUBLES = False         no float64, and so no finite differences: its gradients are in tests of its own
     INTEGERS = True         sums of integers, by kernels of their own for VNNI and AMX (default: as on AVX2, AVX-512)
     uses_tiles(*args, **kwargs)  whether AMX has sums in an order of its own for a call (default: as on AVX-512)
     straight_through(*args, **kwargs)  for a staircase: what it is differentiated as, in plain PyTorch
@@ -108,6 +109,11 @@ class Op:
         if isa == "amx":
             return integers or self.uses_tiles(case)
         return integers or not isa.endswith("_vnni")
+
+    @property
+    def has_doubles(self) -> bool:
+        """It computes in float64 too."""
+        return bool(getattr(self.module, "DOUBLES", True))
 
     @property
     def straight_through(self) -> Callable[..., Tensor] | None:

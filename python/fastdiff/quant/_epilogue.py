@@ -86,7 +86,21 @@ def per_row(t: Tensor | None) -> Tensor | None:
 
 def per_sample(v: Tensor, x: Tensor) -> Tensor:
     """A vector ``[C]`` or ``[B or 1, C]`` so that it broadcasts over the rows of x ``[B, …, K]``."""
-    return v if v.dim() == 1 or x.dim() <= 2 else v.view(v.shape[0], *(1,) * (x.dim() - 2), v.shape[1])
+    if v.dim() == 1 or x.dim() == 2:
+        return v
+    return v[0] if x.dim() == 1 else v.view(v.shape[0], *(1,) * (x.dim() - 2), v.shape[1])
+
+
+def activated(h: Tensor, activation: str | None, gated: bool) -> Tensor:
+    """act(h), or h' act(h'') of the halves of the columns."""
+    if gated:
+        value, h = h.chunk(2, -1)
+        return value * activated(h, activation, False)
+    if activation is None:
+        return h
+    if activation == "silu":
+        return torch.nn.functional.silu(h)
+    return torch.nn.functional.gelu(h, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def finished(
@@ -107,14 +121,7 @@ def finished(
     if down is not None and up is not None:
         p = x.to(h) @ down.to(h).T
         h = h + (p if gates is None else p * per_sample(gates.to(h), x)) @ up.to(h).T
-    if packed.gated:
-        value, h = h.chunk(2, -1)
-    if activation == "silu":
-        h = torch.nn.functional.silu(h)
-    elif activation is not None:
-        h = torch.nn.functional.gelu(h, approximate="tanh" if activation == "gelu_tanh" else "none")
-    if packed.gated:
-        h = value * h
+    h = activated(h, activation, packed.gated)
     if gate is not None:
         h = h * per_sample(gate.to(h), x)
     return h if residual is None else h + residual.to(h)
@@ -139,9 +146,14 @@ def magnitude(
     return max(1.0, float(y.max())) if y.numel() else 1.0
 
 
+def wants_gradients(*tensors: Any) -> bool:
+    """Whether a call with these arguments has to be recorded."""
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
 def refuse_gradients(op: str, *tensors: Any) -> None:
     """Nothing here records gradients."""
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+    if wants_gradients(*tensors):
         raise NotImplementedError(
             f"fastdiff.{op}: gradients are not defined for integers; train with fastdiff.fake_quant, or detach"
         )

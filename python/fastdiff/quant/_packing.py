@@ -81,6 +81,19 @@ class PackedWeight:
 
         return FORMATS[self.scheme].unpack(self)
 
+    def columns(self, first: int, last: int) -> PackedWeight:
+        """The same rows, of their elements along K those from first, a multiple of 128, to last or the end."""
+        last = min(last, self.inner)
+        step = 2 if self.scheme == "bf16" else PIECE
+        weight = self.weight[:, first // step : -(-last // step)]
+        scale, zero_point = self.scale, self.zero_point
+        if self.group:
+            groups = slice(first // self.group, -(-last // self.group))
+            scale, zero_point = scale[groups], None if zero_point is None else zero_point[groups]
+        return replace(
+            self, inner=last - first, weight=weight, scale=scale, zero_point=zero_point, column_sum=None
+        )
+
     def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
         """Everything as tensors, for safetensors; :meth:`from_state_dict` reads it."""
         layer = [self.rows, self.inner, int(self.gated), self.group, *(self.kernel or (0, 0))]
@@ -200,5 +213,5 @@ def in_slots(rows: Tensor, gated: bool) -> Tensor:
 
 
 def out_of_slots(placed: Tensor, rows: int, gated: bool) -> Tensor:
-    """The inverse of :func:`in_slots`."""
-    return placed[slots_of(rows, gated, placed.device)]
+    """The inverse of :func:`in_slots`; a view unless halves alternate."""
+    return placed[slots_of(rows, gated, placed.device)] if gated else placed[:rows]

@@ -20,14 +20,15 @@ from fastdiff.quant._epilogue import (
     finished,
     magnitude,
     per_row,
-    refuse_gradients,
     result_like,
+    wants_gradients,
 )
 from fastdiff.quant._packing import E4M3_MAX, SCHEMES, PackedWeight, pack_weight
 
 if TYPE_CHECKING:
     from fastdiff._case import Case
 
+DOUBLES: Final = False
 IN_PLACE: Final = False  # over `residual` it is, over x it cannot be
 SAME_BITS: Final = False  # CUDA adds in the order of its tensor cores
 
@@ -108,7 +109,13 @@ def weight_linear(
     Raises:
         RuntimeError: a wrong dtype, shape, device or overlap. Nothing is written then.
         ValueError: another scheme, or an unknown activation.
-        NotImplementedError: an argument records gradients.
+        NotImplementedError: gradients are asked for with ``out=``, or with respect to ``x_scale`` or bytes of e4m3.
+
+    Gradients, of any order: with respect to x, bias, gate, residual and the branch, each in its tensor's dtype. The
+    packed weight is frozen and has none; x passes its gradient on as if ``round_x`` did not round it. Nothing of the
+    size of y is kept: where an activation function, a gated weight or the gate's gradient needs h, the layer is called
+    once more; h and its gradient are float32. :math:`dh \, \hat w` is a product of :func:`torch.matmul` in float32, on
+    CUDA in the dtype of x, with 1024 of the K columns of the weight decoded at a time.
 
     The same bits on a CPU for any instruction set but AMX and any number of threads, and for a row whatever the others
     are; with AMX, whatever the others are if there are more than 4, or up to 4.
@@ -116,7 +123,13 @@ def weight_linear(
     Source: weight-only quantisation with groups as in GPTQ and AWQ; e4m3: FP8 Formats for Deep Learning; branches:
     LoRA, SPM (One-dimensional Adapter to Rule Them All), SVDQuant.
     """
-    refuse_gradients("weight_linear", x, bias, gate, residual, out, *(lowrank or ()))
+    if wants_gradients(x, bias, gate, residual, *(lowrank or ()), x_scale, out):
+        from fastdiff.quant.weight_linear_grad import differentiable_weight_linear
+
+        return differentiable_weight_linear(
+            x, packed, bias, gate=gate, residual=residual, lowrank=lowrank, activation=activation, dtype=dtype,
+            out=out, x_scale=x_scale, round_x=round_x,
+        )  # fmt: skip
     if packed.scheme not in SCHEMES:
         raise ValueError(
             f"fastdiff.weight_linear: packed must have a scheme of {', '.join(SCHEMES)}, got {packed.scheme}"
