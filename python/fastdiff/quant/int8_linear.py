@@ -20,8 +20,8 @@ from fastdiff.quant._epilogue import (
     finished,
     magnitude,
     per_row,
-    refuse_gradients,
     result_like,
+    wants_gradients,
 )
 from fastdiff.quant._formats import byte_rows
 from fastdiff.quant._packing import PackedWeight, out_of_slots, pack_weight
@@ -29,6 +29,7 @@ from fastdiff.quant._packing import PackedWeight, out_of_slots, pack_weight
 if TYPE_CHECKING:
     from fastdiff._case import Case
 
+DOUBLES: Final = False
 IN_PLACE: Final = False  # over `residual` it is, over x it cannot be
 SAME_BITS: Final = False  # the low-rank branch is added up in another order on CUDA
 INTEGERS: Final = True
@@ -105,14 +106,23 @@ def int8_linear(
     Raises:
         RuntimeError: a wrong dtype, shape, device or overlap. Nothing is written then.
         ValueError: another scheme, or an unknown activation.
-        NotImplementedError: an argument records gradients.
+        NotImplementedError: gradients are asked for with ``out=``, or with respect to ``x_scale``.
+
+    Gradients, of any order, as those of :func:`weight_linear`: to everything but the packed weight, straight through
+    the rounding of x, also where a given scale clamps it.
 
     The same bits on a CPU for any instruction set and any number of threads.
 
     Source: affine form of Post-training Quantization on Diffusion Models (PTQ4DM), quant_layer.py; branches: LoRA, SPM
     (One-dimensional Adapter to Rule Them All), SVDQuant.
     """
-    refuse_gradients("int8_linear", x, bias, gate, residual, out, *(lowrank or ()))
+    if wants_gradients(x, bias, gate, residual, *(lowrank or ()), x_scale, out):
+        from fastdiff.quant.int8_linear_grad import differentiable_int8_linear
+
+        return differentiable_int8_linear(
+            x, packed, bias, gate=gate, residual=residual, lowrank=lowrank, activation=activation, dtype=dtype,
+            out=out, x_scale=x_scale, x_zero_point=x_zero_point, bits=bits,
+        )  # fmt: skip
     if packed.scheme != "int8":
         raise ValueError(f"fastdiff.int8_linear: packed must have the scheme int8, got {packed.scheme}")
     if x.shape[-1:] != (packed.inner,):
