@@ -149,11 +149,3 @@ def magnitude(
 def wants_gradients(*tensors: Any) -> bool:
     """Whether a call with these arguments has to be recorded."""
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-
-
-def refuse_gradients(op: str, *tensors: Any) -> None:
-    """Nothing here records gradients."""
-    if wants_gradients(*tensors):
-        raise NotImplementedError(
-            f"fastdiff.{op}: gradients are not defined for integers; train with fastdiff.fake_quant, or detach"
-        )

@@ -14,8 +14,8 @@ from fastdiff.quant._epilogue import (
     activation_code,
     dtype_code,
     finished,
-    refuse_gradients,
     result_dtype,
+    wants_gradients,
 )
 from fastdiff.quant._formats import byte_rows
 from fastdiff.quant._packing import PackedWeight, out_of_slots, pack_weight
@@ -24,6 +24,7 @@ from fastdiff.quant.int8_linear import quantized
 if TYPE_CHECKING:
     from fastdiff._case import Case
 
+DOUBLES: Final = False
 IN_PLACE: Final = False  # over `residual` it is, over x it cannot be
 INTEGERS: Final = True
 
@@ -121,14 +122,16 @@ def int8_conv2d(
     Raises:
         RuntimeError: a wrong dtype, shape, device or overlap. Nothing is written then.
         ValueError: another scheme, an unknown activation, or no kernel.
-        NotImplementedError: an argument records gradients.
+        NotImplementedError: gradients are asked for with ``out=``, or with respect to ``x_scale``.
+
+    Gradients, of any order, as those of :func:`int8_linear`; that of x is a transposed convolution in float32, on CUDA
+    in the dtype of x, with the whole weight decoded.
 
     All channels are one group, and there is no low-rank branch: without an activation function, its result can be the
     ``residual``. The same bits on a CPU for any instruction set and any number of threads, and on CUDA.
 
     Source: affine form of Post-training Quantization on Diffusion Models (PTQ4DM), quant_layer.py.
     """
-    refuse_gradients("int8_conv2d", x, bias, gate, residual, out)
     if packed.scheme != "int8":
         raise ValueError(f"fastdiff.int8_conv2d: packed must have the scheme int8, got {packed.scheme}")
     size = _kernel_of(packed, kernel)
@@ -138,6 +141,14 @@ def int8_conv2d(
             f"fastdiff::int8_conv2d: x must have shape [B, {channels:g}, H, W] for kernels {list(size)} of "
             f"{packed.inner} elements, got {list(x.shape)}"
         )
+    if wants_gradients(x, bias, gate, residual, x_scale, out):
+        from fastdiff.quant.int8_conv2d_grad import differentiable_int8_conv2d
+
+        return differentiable_int8_conv2d(
+            x, packed, bias, gate=gate, residual=residual, activation=activation, dtype=dtype, out=out,
+            stride=_pair(stride), padding=_pair(padding), dilation=_pair(dilation), kernel=size, x_scale=x_scale,
+            x_zero_point=x_zero_point, bits=bits,
+        )  # fmt: skip
     arguments = (
         x, _flat(x_scale), _flat(x_zero_point), packed.weight, packed.scale, packed.column_sum, packed.zero_point,
         bias, gate, residual, packed.rows, size, _pair(stride), _pair(padding), _pair(dilation), bits,
