@@ -9,20 +9,15 @@
 
 namespace fastdiff::attention {
 
-inline std::optional<TensorView> optional_view(const char* op, const char* argument,
-                                               const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(view_of(op, argument, *tensor)) : std::nullopt;
-}
-
 inline Tokens tokens_of(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const std::optional<Tensor>& q_index, const std::optional<Tensor>& kv_index) {
+                        const OptionalTensor& q_index, const OptionalTensor& kv_index) {
   return {view_of(op, "q", q), view_of(op, "k", k), view_of(op, "v", v),
           optional_view(op, "q_index", q_index), optional_view(op, "kv_index", kv_index)};
 }
 
 inline PlanArguments plan_of(const char* op, const Tensor& offsets, const Tensor& columns,
-                             const std::optional<Tensor>& masks, const std::optional<Tensor>& bits,
-                             int64_t block_q, int64_t block_k, std::vector<int64_t> sets = {}) {
+                             const OptionalTensor& masks, const OptionalTensor& bits, int64_t block_q,
+                             int64_t block_k, std::vector<int64_t> sets = {}) {
   return {view_of(op, "offsets", offsets),
           view_of(op, "columns", columns),
           optional_view(op, "masks", masks),
@@ -32,8 +27,8 @@ inline PlanArguments plan_of(const char* op, const Tensor& offsets, const Tensor
           std::move(sets)};
 }
 
-inline BiasArguments bias_of(const char* op, const std::optional<Tensor>& bias,
-                             const std::optional<Tensor>& q_code, const std::optional<Tensor>& k_code) {
+inline BiasArguments bias_of(const char* op, const OptionalTensor& bias, const OptionalTensor& q_code,
+                             const OptionalTensor& k_code) {
   return {optional_view(op, "bias", bias), optional_view(op, "q_code", q_code),
           optional_view(op, "k_code", k_code)};
 }

@@ -19,6 +19,7 @@
 namespace fastdiff {
 
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 // c10::ScalarType codes are part of the stable ABI; this maps the ones that kernels know.
 std::optional<DType> dtype_from_code(int64_t code);
@@ -26,6 +27,7 @@ int32_t code_from_dtype(DType dtype);
 
 // A borrowed view; `tensor` must outlive it. Refuses dtypes, devices and layouts that no kernel has.
 TensorView view_of(const char* op, const Argument& argument, const Tensor& tensor);
+std::optional<TensorView> optional_view(const char* op, const char* argument, const OptionalTensor& tensor);
 
 std::vector<TensorView> views_of(const char* op, const char* argument, const std::vector<Tensor>& tensors);
 

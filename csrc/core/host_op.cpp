@@ -70,6 +70,10 @@ TensorView view_of(const char* op, const Argument& argument, const Tensor& tenso
   return {data, *dtype, static_cast<int>(rank), sizes, strides, device};
 }
 
+std::optional<TensorView> optional_view(const char* op, const char* argument, const OptionalTensor& tensor) {
+  return tensor ? std::optional(view_of(op, argument, *tensor)) : std::nullopt;
+}
+
 std::vector<TensorView> views_of(const char* op, const char* argument, const std::vector<Tensor>& tensors) {
   std::vector<TensorView> views;
   views.reserve(tensors.size());

@@ -4,8 +4,6 @@
 
 #include "core/host.h"
 #include "quant/affine.h"
-#include "quant/operands_op.h"
-
 namespace fastdiff::quant {
 
 inline AffineArguments affine_arguments(const char* op, const Tensor& scale, const OptionalTensor& zero_point,

@@ -7,13 +7,6 @@
 
 namespace fastdiff::quant {
 
-using OptionalTensor = std::optional<Tensor>;
-
-inline std::optional<TensorView> optional_view(const char* op, const char* argument,
-                                               const OptionalTensor& tensor) {
-  return tensor ? std::optional(view_of(op, argument, *tensor)) : std::nullopt;
-}
-
 // In the order of the schemas.
 inline EpilogueArguments epilogue_arguments(const char* op, const OptionalTensor& bias,
                                             const OptionalTensor& gate, const OptionalTensor& residual,

@@ -4,8 +4,6 @@
 
 #include "core/host.h"
 #include "quant/norm_row.h"
-#include "quant/operands_op.h"
-
 namespace fastdiff::quant {
 
 inline NormArguments norm_arguments(const char* op, std::optional<double> eps, bool rms,

@@ -11,8 +11,6 @@ namespace {
 
 constexpr const char* kOp = "block_sparse_attention";
 
-using OptionalTensor = std::optional<Tensor>;
-
 Arguments arguments_of(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& q_index,
                        const OptionalTensor& kv_index, const Tensor& offsets, const Tensor& columns,
                        const OptionalTensor& masks, const OptionalTensor& bits, int64_t block_q,
@@ -22,8 +20,8 @@ Arguments arguments_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
   return {attention::tokens_of(kOp, q, k, v, q_index, kv_index),
           attention::plan_of(kOp, offsets, columns, masks, bits, block_q, block_k, std::move(sets)),
           attention::bias_of(kOp, bias, q_code, k_code),
-          attention::optional_view(kOp, "weights", weights),
-          attention::optional_view(kOp, "q_end", q_end),
+          optional_view(kOp, "weights", weights),
+          optional_view(kOp, "q_end", q_end),
           mix,
           scale};
 }

@@ -10,8 +10,6 @@ namespace {
 
 constexpr const char* kOp = "block_sparse_attention_backward";
 
-using OptionalTensor = std::optional<Tensor>;
-
 Arguments arguments_of(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
                        const OptionalTensor& q_index, const OptionalTensor& kv_index, const Tensor& out,
                        const Tensor& lse, const OptionalTensor& dlse, const Tensor& offsets,
@@ -23,7 +21,7 @@ Arguments arguments_of(const Tensor& dout, const Tensor& q, const Tensor& k, con
           attention::tokens_of(kOp, q, k, v, q_index, kv_index),
           view_of(kOp, "out", out),
           view_of(kOp, "lse", lse),
-          attention::optional_view(kOp, "dlse", dlse),
+          optional_view(kOp, "dlse", dlse),
           attention::plan_of(kOp, offsets, columns, masks, bits, block_q, block_k),
           attention::bias_of(kOp, bias, q_code, k_code),
           scale,

@@ -8,12 +8,10 @@ namespace {
 
 constexpr const char* kOp = "combine_tokens";
 
-using OptionalTensor = std::optional<Tensor>;
-
 Arguments arguments_of(const Tensor& x, const Tensor& offsets, const Tensor& members,
                        const OptionalTensor& weights) {
   return {view_of(kOp, "x", x), view_of(kOp, "offsets", offsets), view_of(kOp, "members", members),
-          weights ? std::optional(view_of(kOp, "weights", *weights)) : std::nullopt};
+          optional_view(kOp, "weights", weights)};
 }
 
 void run(const Arguments& arguments, const TensorView& result) {

@@ -8,15 +8,10 @@ namespace {
 
 constexpr const char* kOp = "gather_tokens";
 
-using OptionalTensor = std::optional<Tensor>;
-
 Arguments arguments_of(const Tensor& x, const Tensor& index, const OptionalTensor& fill,
                        const OptionalTensor& residual) {
-  const auto optional_view = [](const char* argument, const OptionalTensor& tensor) {
-    return tensor ? std::optional(view_of(kOp, argument, *tensor)) : std::nullopt;
-  };
-  return {view_of(kOp, "x", x), view_of(kOp, "index", index), optional_view("fill", fill),
-          optional_view("residual", residual)};
+  return {view_of(kOp, "x", x), view_of(kOp, "index", index), optional_view(kOp, "fill", fill),
+          optional_view(kOp, "residual", residual)};
 }
 
 void run(const Arguments& arguments, const TensorView& result) {

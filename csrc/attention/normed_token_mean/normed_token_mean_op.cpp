@@ -8,14 +8,9 @@ namespace {
 
 constexpr const char* kOp = "normed_token_mean";
 
-using OptionalTensor = std::optional<Tensor>;
-
 Arguments arguments_of(const Tensor& x, const OptionalTensor& scale, const OptionalTensor& shift,
                        double eps) {
-  const auto optional_view = [](const char* argument, const OptionalTensor& tensor) {
-    return tensor ? std::optional(view_of(kOp, argument, *tensor)) : std::nullopt;
-  };
-  return {view_of(kOp, "x", x), optional_view("scale", scale), optional_view("shift", shift), eps};
+  return {view_of(kOp, "x", x), optional_view(kOp, "scale", scale), optional_view(kOp, "shift", shift), eps};
 }
 
 void run(const Arguments& arguments, const TensorView& result) {

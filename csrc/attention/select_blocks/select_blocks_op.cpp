@@ -8,11 +8,9 @@ namespace {
 
 constexpr const char* kOp = "select_blocks";
 
-using OptionalTensor = std::optional<Tensor>;
-
 Arguments arguments_of(const Tensor& scores, const OptionalTensor& count, const OptionalTensor& mass) {
-  const Arguments arguments{view_of(kOp, "scores", scores), attention::optional_view(kOp, "count", count),
-                            attention::optional_view(kOp, "mass", mass)};
+  const Arguments arguments{view_of(kOp, "scores", scores), optional_view(kOp, "count", count),
+                            optional_view(kOp, "mass", mass)};
   check(arguments);
   return arguments;
 }

@@ -8,18 +8,12 @@ namespace {
 
 constexpr const char* kOp = "channel_affine";
 
-using OptionalTensor = std::optional<Tensor>;
-
-std::optional<TensorView> optional_view(const char* argument, const OptionalTensor& tensor) {
-  return tensor ? std::optional(view_of(kOp, argument, *tensor)) : std::nullopt;
-}
-
 Arguments arguments_of(const Tensor& x, const OptionalTensor& style, const OptionalTensor& mean,
                        const OptionalTensor& std, double style_weight, double content_weight, double eps) {
   return {view_of(kOp, "x", x),
-          optional_view("style", style),
-          optional_view("mean", mean),
-          optional_view("std", std),
+          optional_view(kOp, "style", style),
+          optional_view(kOp, "mean", mean),
+          optional_view(kOp, "std", std),
           style_weight,
           content_weight,
           eps};

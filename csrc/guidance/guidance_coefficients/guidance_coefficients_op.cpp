@@ -8,8 +8,6 @@ namespace {
 
 constexpr const char* kOp = "guidance_coefficients";
 
-using OptionalTensor = std::optional<Tensor>;
-
 // The op's arguments as views. Tensors are borrowed from the call's own arguments.
 class Call {
  public:

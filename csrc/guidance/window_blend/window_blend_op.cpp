@@ -13,8 +13,6 @@ namespace {
 constexpr const char* kOp = "window_blend";
 constexpr size_t kMostKept = 64;
 
-using OptionalTensor = std::optional<Tensor>;
-
 // A table, where its kernels read it.
 struct Kept {
   std::vector<int64_t> key;

@@ -8,8 +8,6 @@ namespace {
 
 constexpr const char* kOp = "dequantize";
 
-using quant::OptionalTensor;
-
 Arguments arguments_of(const Tensor& q, const Tensor& scale, const OptionalTensor& zero_point,
                        const OptionalTensor& step, int64_t dtype) {
   const std::optional<DType> of_result = dtype_from_code(dtype);

@@ -8,13 +8,11 @@ namespace {
 
 constexpr const char* kOp = "fake_quant";
 
-using quant::OptionalTensor;
-
 Arguments arguments_of(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
                        const OptionalTensor& step, int64_t low, int64_t high,
                        const OptionalTensor& gradient) {
   return {view_of(kOp, "x", x), quant::affine_arguments(kOp, scale, zero_point, step), low, high,
-          quant::optional_view(kOp, "gradient", gradient)};
+          optional_view(kOp, "gradient", gradient)};
 }
 
 void run(const Arguments& arguments, const TensorView& result) {

@@ -6,7 +6,6 @@
 namespace fastdiff::int8_conv2d {
 namespace {
 
-using quant::OptionalTensor;
 using Sizes = std::vector<int64_t>;
 
 constexpr const char* kOp = "int8_conv2d";
@@ -32,12 +31,12 @@ Arguments arguments_of(const Tensor& x, const OptionalTensor& x_scale, const Opt
                        const OptionalTensor& zero_point, quant::EpilogueArguments epilogue, int64_t columns,
                        int64_t bits, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation) {
   return {view_of(kOp, "x", x),
-          quant::optional_view(kOp, "x_scale", x_scale),
-          quant::optional_view(kOp, "x_zero_point", x_zero_point),
+          optional_view(kOp, "x_scale", x_scale),
+          optional_view(kOp, "x_zero_point", x_zero_point),
           view_of(kOp, "weight", weight),
           view_of(kOp, "scale", scale),
           view_of(kOp, "column_sum", column_sum),
-          quant::optional_view(kOp, "zero_point", zero_point),
+          optional_view(kOp, "zero_point", zero_point),
           std::move(epilogue),
           columns,
           bits,

@@ -6,8 +6,6 @@
 namespace fastdiff::int8_linear {
 namespace {
 
-using quant::OptionalTensor;
-
 constexpr const char* kOp = "int8_linear";
 
 void run(const Arguments& arguments, const TensorView& y) {
@@ -32,12 +30,12 @@ Arguments arguments_of(const Tensor& x, const OptionalTensor& x_scale, const Opt
                        const OptionalTensor& zero_point, quant::EpilogueArguments epilogue, int64_t columns,
                        int64_t bits) {
   Arguments arguments{view_of(kOp, "x", x),
-                      quant::optional_view(kOp, "x_scale", x_scale),
-                      quant::optional_view(kOp, "x_zero_point", x_zero_point),
+                      optional_view(kOp, "x_scale", x_scale),
+                      optional_view(kOp, "x_zero_point", x_zero_point),
                       view_of(kOp, "weight", weight),
                       view_of(kOp, "scale", scale),
                       view_of(kOp, "column_sum", column_sum),
-                      quant::optional_view(kOp, "zero_point", zero_point),
+                      optional_view(kOp, "zero_point", zero_point),
                       std::move(epilogue),
                       columns,
                       bits};

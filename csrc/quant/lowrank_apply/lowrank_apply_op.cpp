@@ -8,25 +8,20 @@ namespace {
 
 constexpr const char* kOp = "lowrank_apply";
 
-using OptionalTensor = std::optional<Tensor>;
-
 struct Optional {
   const OptionalTensor &gates, &offset, &a, &mu, &b, &base;
 };
 
 Arguments arguments_of(const Tensor& x, const Tensor& down, const Tensor& up, const Optional& o) {
-  const auto optional_view = [](const char* argument, const OptionalTensor& tensor) {
-    return tensor ? std::optional(view_of(kOp, argument, *tensor)) : std::nullopt;
-  };
   return {view_of(kOp, "x", x),
           view_of(kOp, "down", down),
           view_of(kOp, "up", up),
-          optional_view("gates", o.gates),
-          optional_view("offset", o.offset),
-          optional_view("a", o.a),
-          optional_view("mu", o.mu),
-          optional_view("b", o.b),
-          optional_view("base", o.base)};
+          optional_view(kOp, "gates", o.gates),
+          optional_view(kOp, "offset", o.offset),
+          optional_view(kOp, "a", o.a),
+          optional_view(kOp, "mu", o.mu),
+          optional_view(kOp, "b", o.b),
+          optional_view(kOp, "base", o.base)};
 }
 
 void run(const Arguments& arguments, const TensorView& result) {

@@ -10,8 +10,6 @@ namespace {
 
 constexpr const char* kOp = "quantize_per_token";
 
-using quant::OptionalTensor;
-
 void run(const Arguments& arguments, const TensorView& q, const TensorView& scale) {
   const Params params = prepare(arguments, q, scale);
   if (params.rows.rows == 0) return;

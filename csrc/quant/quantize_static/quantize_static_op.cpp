@@ -9,8 +9,6 @@ namespace {
 
 constexpr const char* kOp = "quantize_static";
 
-using quant::OptionalTensor;
-
 void run(const Arguments& arguments, const TensorView& result) {
   const Params params = prepare(arguments, result);
   if (params.total() == 0) return;

@@ -6,8 +6,6 @@
 namespace fastdiff::weight_linear {
 namespace {
 
-using quant::OptionalTensor;
-
 constexpr const char* kOp = "weight_linear";
 
 void run(const Arguments& arguments, const TensorView& y) {
@@ -32,10 +30,10 @@ Arguments arguments_of(const Tensor& x, const OptionalTensor& x_scale, const Ten
                        quant::EpilogueArguments epilogue, int64_t columns, int64_t scheme, int64_t group,
                        bool round_x) {
   Arguments arguments{view_of(kOp, "x", x),
-                      quant::optional_view(kOp, "x_scale", x_scale),
+                      optional_view(kOp, "x_scale", x_scale),
                       view_of(kOp, "weight", weight),
-                      quant::optional_view(kOp, "scale", scale),
-                      quant::optional_view(kOp, "zero_point", zero_point),
+                      optional_view(kOp, "scale", scale),
+                      optional_view(kOp, "zero_point", zero_point),
                       std::move(epilogue),
                       columns,
                       scheme,

@@ -10,7 +10,6 @@ namespace {
 
 constexpr const char* kOp = "linear_step";
 
-using OptionalTensor = std::optional<Tensor>;
 using OptionalInts = std::optional<std::vector<int64_t>>;
 
 // The op's arguments as views. Tensors are borrowed from the call's own arguments.

@@ -8,7 +8,6 @@ namespace {
 
 constexpr const char* kOp = "dwt";
 
-using OptionalTensor = std::optional<Tensor>;
 using OptionalSizes = std::optional<std::vector<int64_t>>;
 
 // The op's arguments as views, which borrow them.

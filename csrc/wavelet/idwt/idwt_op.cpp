@@ -8,8 +8,6 @@ namespace {
 
 constexpr const char* kOp = "idwt";
 
-using OptionalTensor = std::optional<Tensor>;
-
 // The op's arguments as views, which borrow them.
 Arguments arguments_of(const Tensor& y, const std::vector<double>& taps, int64_t ndim, int64_t edge,
                        const std::vector<int64_t>& size, const OptionalTensor& scale, bool divide,
