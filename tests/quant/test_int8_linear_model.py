@@ -307,6 +307,11 @@ def test_integers_are_not_taken_for_activations() -> None:
         (lambda: QuantConfig(group=48), r"group must be one of \(32, 64, 128\), got 48"),
         (lambda: QuantConfig(bits=6), r"bits must be one of \(7, 8\), got 6"),
         (
+            lambda: QuantConfig("fp8", activations="static"),
+            "are for scheme 'int8', got 'static' and 8 with 'fp8'",
+        ),
+        (lambda: QuantConfig("int4", bits=7), "are for scheme 'int8', got 'dynamic' and 7 with 'int4'"),
+        (
             lambda: quantize_(block(), QuantConfig(skip=("*",))),
             "must contain a layer that is to be quantised",
         ),

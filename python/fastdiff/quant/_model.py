@@ -79,6 +79,11 @@ class QuantConfig:
                 raise ValueError(
                     f"fastdiff.QuantConfig: {name} must be one of {known}, got {getattr(self, name)!r}"
                 )
+        if self.scheme != "int8" and (self.activations != "dynamic" or self.bits != 8):
+            raise ValueError(
+                "fastdiff.QuantConfig: activations and bits are for scheme 'int8', "
+                f"got {self.activations!r} and {self.bits} with {self.scheme!r}"
+            )
 
     def wants(self, name: str, module: nn.Module) -> bool:
         """Whether a layer is to be quantised: one that does what its class does, which the operators can do too.
