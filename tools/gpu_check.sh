@@ -83,7 +83,8 @@ tests() {
   local parallel=()
   "$PYTHON" -c 'import xdist' && parallel=(-n 8)
   "$PYTHON" -m pytest -q -p no:cacheprovider -k cuda "${parallel[@]}" --junitxml "$logs/tests.xml" \
-    tests/cuda tests/guidance/test_window_blend_cuda.py tests/test_contract.py tests/test_examples.py
+    tests/cuda tests/guidance/test_window_blend_cuda.py tests/quant/test_int8_linear_wgmma.py \
+    tests/test_contract.py tests/test_examples.py
 }
 
 # A case that is begun has half a minute to end.
@@ -97,7 +98,8 @@ benchmarks() {
 # Memory that torch caches hides accesses out of bounds from the tool, and its own probing calls are no errors of ours.
 sanitize() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --report-api-errors no --error-exitcode 9 \
-    "$PYTHON" -m pytest -v -p no:cacheprovider -k "test_equals_the_reference and cuda" tests/test_contract.py
+    "$PYTHON" -m pytest -v -p no:cacheprovider -k "(wgmma or test_equals_the_reference) and cuda" \
+    tests/quant/test_int8_linear_wgmma.py tests/test_contract.py
 }
 memcheck() { sanitize memcheck; }
 racecheck() { sanitize racecheck; }
