@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from fastdiff import LowRank, int8_linear, pack_weight
+from fastdiff import LowRank, int8_linear, pack_weight, quantize_per_token
 from fastdiff.bench import linear_step_peers as peers
 from fastdiff.bench.kit import OURS, Call, Case, Check, Contender, Target, Verdict, close_to
 from fastdiff.quant.int8_linear import reference
@@ -26,6 +26,7 @@ SEVEN = "fastdiff, 7 bits"
 SMALL = (96, 64)
 WEIGHTS = (SMALL, (4608, 1152), (4096, 4096))  # [N, K]
 ROWS = (1, 16, 256, 1024)
+MANY = 4096  # rows, columns and elements along K: what the tensor cores of a GPU are busy with
 DTYPES = (torch.float32, torch.bfloat16)
 ADAPTERS = 8
 # Against eager float32 with GELU, by rows: what 8 bits are to reach.
@@ -54,7 +55,14 @@ def cases() -> list[Case]:
         for shape in WEIGHTS
         for m in ((256, 1024) if shape != SMALL else (6,))
     ]
-    return [*layers, *branches, *models.cases()]
+    half, square = torch.bfloat16, (MANY, MANY)
+    large = [
+        _case(f"gelu_{MANY}", f"GELU(x W + b), {MANY} rows", square, half, _layer(MANY, square, half),
+              (Target(EAGER, factor=1.3),)),
+        _case(f"products_{MANY}", f"rows of int8, {MANY} of them", square, half, _products(MANY, square, half),
+              (Target(EAGER, factor=1.45), Target(INT_MM, factor=1.0))),
+    ]  # fmt: skip
+    return [*layers, *large, *branches, *models.cases()]
 
 
 def _case(
@@ -135,9 +143,44 @@ def _layer(m: int, shape: tuple[int, int], dtype: torch.dtype) -> Callable[[torc
     return build
 
 
-def _integers(x: Tensor, w: Tensor, b: Tensor, check: Check) -> list[Contender]:
+def _products(
+    m: int, shape: tuple[int, int], dtype: torch.dtype
+) -> Callable[[torch.device], list[Contender]]:
+    """Of rows that are int8 already; no more is left of the layer."""
+    n, k = shape
+
+    def build(device: torch.device) -> list[Contender]:
+        x = _normal(device, dtype, m, k)
+        w = _normal(device, torch.float32, n, k, seed=1) / k**0.5
+        packed, plain = pack_weight(w), w.to(dtype)
+        q, own = quantize_per_token(x)
+        weight, scale = _rounded(w)
+        want = linear(q.double(), weight.double()) * own * scale
+
+        def int_mm() -> Sequence[Tensor]:
+            return ((torch._int_mm(q, weight.T) * own * scale).to(dtype),)
+
+        return [
+            Contender(EAGER, lambda: (linear(x, plain),), near(want, 0.03)),
+            Contender(INT_MM, int_mm, near(want, 0.01)),
+            Contender(
+                OURS,
+                lambda: (int8_linear(q, packed, x_scale=own, dtype=dtype),),
+                near(want, 0.01),
+                rival=None,
+            ),
+        ]
+
+    return build
+
+
+def _rounded(w: Tensor) -> tuple[Tensor, Tensor]:
     scale = w.abs().amax(1) / 127
-    q = (w / scale[:, None]).round().to(torch.int8)
+    return (w / scale[:, None]).round().to(torch.int8), scale
+
+
+def _integers(x: Tensor, w: Tensor, b: Tensor, check: Check) -> list[Contender]:
+    q, scale = _rounded(w)
 
     def int_mm() -> Sequence[Tensor]:
         wide = x.float()

@@ -27,6 +27,7 @@ EAGER, COMPILED, WHOLE, PEER = "eager", "torch.compile", "F.linear", "torch, pac
 SMALL = (96, 128)
 WEIGHTS = (SMALL, (4608, 1152), (4096, 4096))  # [N, K]
 ROWS = (1, 16, 256, 1024)
+MANY = 4096  # rows, columns and elements along K: what the tensor cores of a GPU are busy with
 DTYPES = (torch.float32, torch.bfloat16)
 SCHEMES = ("int8", "int4", "bf16", "fp8")
 E4M3 = "e4m3"  # fp8, and activations too
@@ -36,6 +37,13 @@ GROUP = 64
 
 def cases() -> list[Case]:
     """All cases of this op, the smallest shapes first; then those of other libraries."""
+    sizes = [
+        (scheme, m, shape, dtype)
+        for shape in WEIGHTS
+        for m in (ROWS if shape != SMALL else (5,))
+        for dtype in DTYPES
+        for scheme in (*SCHEMES, E4M3)
+    ]
     own = [
         Case(
             op=OP,
@@ -51,10 +59,7 @@ def cases() -> list[Case]:
             moves=math.prod(shape) * BITS[scheme] // 8 + m * sum(shape) * dtype.itemsize,
             flops=2 * m * math.prod(shape),
         )
-        for shape in WEIGHTS
-        for m in (ROWS if shape != SMALL else (5,))
-        for dtype in DTYPES
-        for scheme in (*SCHEMES, E4M3)
+        for scheme, m, shape, dtype in [*sizes, (E4M3, MANY, (MANY, MANY), torch.bfloat16)]
     ]
     return own + weight_linear_libraries.cases()
 
