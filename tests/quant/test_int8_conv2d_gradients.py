@@ -96,3 +96,18 @@ def test_refuses() -> None:
             NotImplementedError, match=r"^fastdiff\.int8_conv2d: gradients are not recorded with out="
         ):
             call()
+
+
+def test_its_result_may_be_changed_in_place() -> None:
+    packed, x = pack_weight(normal(20, 5, 3, 3)), normal(2, 5, 6, 7).requires_grad_()
+    y = int8_conv2d(x, packed)
+    (want,) = torch.autograd.grad(y, x, (y > 0).float())
+    (got,) = torch.autograd.grad(nn.functional.relu_(int8_conv2d(x, packed)).sum(), x)
+    assert_same_bits([got], [want])
+
+
+def test_a_residual_of_another_rank_is_refused_as_ever() -> None:
+    packed, x = pack_weight(normal(20, 5, 3, 3)), normal(2, 5, 6, 7)
+    for wanted in (False, True):
+        with pytest.raises(RuntimeError, match="residual must have shape"):
+            int8_conv2d(x.requires_grad_(wanted), packed, residual=normal(20))

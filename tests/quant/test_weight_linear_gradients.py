@@ -145,11 +145,13 @@ def test_each_tensor_alone() -> None:
         assert_same_bits(torch.autograd.grad(layer(*mixed), leaves[n], dy), [want])
 
 
-def test_gradients_of_gradients() -> None:
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_gradients_of_gradients(activation: str) -> None:
     x, packed = normal(2, 3, 70), packed_as("int4", 44, 70, gated=True)
     options = {
         "bias": normal(44, seed=2), "gate": normal(2, 22, seed=3),
-        "lowrank": (normal(3, 70, seed=5), normal(44, 3, seed=6), normal(2, 3, seed=7)), "activation": "gelu",
+        "lowrank": (normal(3, 70, seed=5), normal(44, 3, seed=6), normal(2, 3, seed=7)),
+        "activation": activation,
     }  # fmt: skip
 
     def slope(function: Any) -> Any:
@@ -184,7 +186,9 @@ def test_nan_stays_in_its_row(activation: str | None) -> None:
 def test_what_is_kept_for_the_backward_pass() -> None:
     x, packed = normal(5, 70).requires_grad_(), packed_as("int4", 40, 70)
     down, up = normal(3, 70), normal(40, 3).requires_grad_()
-    assert all(t is None for t in weight_linear(x, packed, normal(40)).grad_fn.saved_tensors)
+    of_weight = {t.data_ptr() for t in packed.tensors().values()}
+    saved = weight_linear(x, packed, normal(40)).grad_fn.saved_tensors
+    assert all(t is None or t.data_ptr() in of_weight for t in saved)
     assert any(t is x for t in weight_linear(x, packed, activation="silu").grad_fn.saved_tensors)
     assert any(t is x for t in weight_linear(x, packed, lowrank=(down, up)).grad_fn.saved_tensors)
     assert weight_linear(x.detach(), packed).grad_fn is None
@@ -323,3 +327,21 @@ def test_adapters_train_inside_the_layer() -> None:
     beside = weight_linear(x, packed) + x @ down.T @ up.T
     found = [torch.autograd.grad(y.square().sum(), (down, up)) for y in (inside, beside)]
     assert max(map(relative, *found)) < 1e-5
+
+
+def test_a_weight_that_changes_meanwhile_is_an_error() -> None:
+    packed = packed_as("fp8", 40, 70)
+    x, scale = normal(4, 70).requires_grad_(), torch.tensor(0.01)
+    y = weight_linear(x, packed, round_x=True, x_scale=scale, activation="silu")
+    scale.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    y = weight_linear(x, packed)
+    packed.scale.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_columns_begin_at_multiples() -> None:
+    with pytest.raises(ValueError, match="first must be a multiple of 128, got 64"):
+        packed_as("int4", 40, 300).columns(64, 200)

@@ -35,6 +35,10 @@ def floating(x: Tensor, options: Options) -> Tensor:
     return x.float()
 
 
+def as_it_is(t: Tensor) -> Tensor:
+    return t
+
+
 class Layer(NamedTuple):
     """A layer as this file sees it.
 
@@ -43,12 +47,14 @@ class Layer(NamedTuple):
         call: the public function: x, packed, bias; gate, residual, lowrank, activation and dtype; options.
         decoded: x in float32 as the branch reads it, from x and the options.
         transposed: dx from dh, the weight, the shape of x, the dtype to compute in and the options.
+        rows: y, or something of its shape, with what rows of the weight make last, as x and the residual come.
     """
 
     name: str
     call: Callable[..., Tensor]
     decoded: Callable[[Tensor, Options], Tensor] = floating
     transposed: Callable[..., Tensor] = times_weight
+    rows: Callable[[Tensor], Tensor] = as_it_is
 
 
 def differentiable_linear(
@@ -104,15 +110,19 @@ class _Linear(torch.autograd.Function):
         ctx.shape, ctx.x_dtype = x.shape, x.dtype
         ctx.bias_dtype, ctx.residual_dtype = (None if t is None else t.dtype for t in (bias, residual))
         kept = x if ctx.reads_h or any(to_branch) else None
-        ctx.save_for_backward(kept, bias if ctx.reads_h else None, gate, *branch)
+        # Those of the layer are there anyway; saved, they are known to be unchanged.
+        others = (*ctx.packed.tensors().values(), *(t for t in ctx.options.values() if isinstance(t, Tensor)))
+        ctx.save_for_backward(kept, bias if ctx.reads_h else None, gate, *branch, *others)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, bias, gate, *branch = ctx.saved_tensors
+        x, bias, gate, down, up, gates, *_ = ctx.saved_tensors
+        branch = [down, up, gates]
         to_x, to_bias, to_gate, to_residual, *to_branch = ctx.needs_input_grad[5:]
         found: list[Tensor | None] = [None] * 4
         with _without_autocast(grads[0]):
-            dy = grads[0].float()
+            given = ctx.layer.rows(grads[0])
+            dy = given.float()
             dh = dy if gate is None else dy * per_sample(gate.float(), dy)
             if ctx.reads_h:
                 h = _pre_activations(ctx.layer, x, ctx.packed, bias, branch, ctx.options)
@@ -122,7 +132,7 @@ class _Linear(torch.autograd.Function):
             if to_bias:
                 found[1] = dh.reshape(-1, dh.shape[-1]).sum(0).to(ctx.bias_dtype)
             if to_residual:
-                found[3] = grads[0].to(ctx.residual_dtype)
+                found[3] = given.to(ctx.residual_dtype)
             through_branch, *of_branch = _of_branch(ctx, to_x, to_branch, dh, x, branch)
             if to_x:
                 # The matrix units of a GPU take 16 bits; on a CPU nothing is rounded on the way.
@@ -155,13 +165,14 @@ def _pre_activations(
 ) -> Tensor:
     """h ``[..., N]``, float32, by the layer itself."""
     if not packed.gated:
-        return layer.call(x, packed, bias, lowrank=_lowrank(branch), dtype=torch.float32, **options)
+        h = layer.call(x, packed, bias, lowrank=_lowrank(branch), dtype=torch.float32, **options)
+        return layer.rows(h)
     # The layer multiplies the two halves; of a weight whose rows are the slots it does not know that.
     down, up, gates = branch
     bias, up = (None if t is None else in_slots(t, True) for t in (bias, up))
     whole = replace(packed, rows=slot_count(packed.rows, True), gated=False)
     h = layer.call(x, whole, bias, lowrank=_lowrank((down, up, gates)), dtype=torch.float32, **options)
-    return h[..., slots_of(packed.rows, True, h.device)]
+    return layer.rows(h)[..., slots_of(packed.rows, True, h.device)]
 
 
 def _through(activation: str | None, gated: bool, gradient: Tensor, h: Tensor) -> Tensor:
@@ -172,8 +183,9 @@ def _through(activation: str | None, gated: bool, gradient: Tensor, h: Tensor) -
         return torch.cat((to_value, _through(activation, False, gradient * value, h)), -1)
     if activation is None:
         return gradient
-    if activation == "silu":
-        return torch.ops.aten.silu_backward(gradient, h)  # type: ignore[no-any-return]
+    if activation == "silu":  # aten::silu_backward has no derivative
+        sigmoid = h.sigmoid()
+        return gradient * sigmoid * (1 + h * (1 - sigmoid))
     approximate = "tanh" if activation == "gelu_tanh" else "none"
     return torch.ops.aten.gelu_backward(gradient, h, approximate=approximate)  # type: ignore[no-any-return]
 

@@ -54,14 +54,15 @@ class PackedWeight:
 
     def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> PackedWeight:
         """The same form with tensors of these names, such as a module's buffers; others are ignored."""
-        replaced: dict[str, Any] = {name: tensors[name] for name in self._tensors()}
+        replaced: dict[str, Any] = {name: tensors[name] for name in self.tensors()}
         return replace(self, **replaced)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> PackedWeight:
-        changed: dict[str, Any] = {name: change(t) for name, t in self._tensors().items()}
+        changed: dict[str, Any] = {name: change(t) for name, t in self.tensors().items()}
         return replace(self, **changed)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it holds, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -73,7 +74,7 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
-        return sum(t.nbytes for t in self._tensors().values())
+        return sum(t.nbytes for t in self.tensors().values())
 
     def dequantize(self) -> Tensor:
         """float32 ``[N, K]``: the numbers that the kernels multiply with, rows in their own order."""
@@ -82,7 +83,13 @@ class PackedWeight:
         return FORMATS[self.scheme].unpack(self)
 
     def columns(self, first: int, last: int) -> PackedWeight:
-        """The same rows, of their elements along K those from first, a multiple of 128, to last or the end."""
+        """The same rows, of their elements along K those from first, a multiple of 128, to last or the end.
+
+        Raises:
+            ValueError: first is no such multiple.
+        """
+        if first % 128:
+            raise ValueError(f"fastdiff.PackedWeight.columns: first must be a multiple of 128, got {first}")
         last = min(last, self.inner)
         step = 2 if self.scheme == "bf16" else PIECE
         weight = self.weight[:, first // step : -(-last // step)]
@@ -98,7 +105,7 @@ class PackedWeight:
         """Everything as tensors, for safetensors; :meth:`from_state_dict` reads it."""
         layer = [self.rows, self.inner, int(self.gated), self.group, *(self.kernel or (0, 0))]
         numbers = [VERSION, SCHEMES.index(self.scheme), *layer]
-        return {f"{prefix}{name}": t for name, t in self._tensors().items()} | {
+        return {f"{prefix}{name}": t for name, t in self.tensors().items()} | {
             f"{prefix}format": torch.tensor(numbers)
         }
 

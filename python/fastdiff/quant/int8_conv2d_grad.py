@@ -17,15 +17,20 @@ def differentiable_int8_conv2d(
     x: Tensor, packed: PackedWeight, bias: Tensor | None, *, residual: Tensor | None, **options: Any
 ) -> Tensor:
     """:func:`fastdiff.int8_conv2d` with gradients; x passes them on as if it were not rounded."""
-    layer = Layer("int8_conv2d", _convolution, transposed=_transposed)
-    y = differentiable_linear(
-        layer, _channels_last(x), packed, bias, residual=_channels_last(residual), lowrank=None, **options
+    layer = Layer("int8_conv2d", _convolution, transposed=_transposed, rows=_channels_last)
+    rest = None if residual is None else _channels_last(residual)
+    return differentiable_linear(
+        layer, _channels_last(x), packed, bias, residual=rest, lowrank=None, **options
     )
-    return y.permute(0, 3, 1, 2)
 
 
-def _channels_last(t: Any) -> Any:
-    return None if t is None else t.movedim(1, -1)
+def _channels_last(t: Tensor) -> Tensor:
+    """Of another rank it is left as it is, for the operator to refuse."""
+    return t.movedim(1, -1) if t.dim() == 4 else t
+
+
+def _channels_first(t: Tensor) -> Tensor:
+    return t.movedim(-1, 1) if t.dim() == 4 else t
 
 
 def _convolution(
@@ -37,11 +42,11 @@ def _convolution(
     lowrank: None = None,
     **options: Any,
 ) -> Tensor:
-    """Of x ``[B, H, W, C]``; there is no branch."""
+    """Of x, and residual, ``[B, H, W, C]``; there is no branch."""
     from fastdiff.quant.int8_conv2d import int8_conv2d
 
-    rest = None if residual is None else residual.movedim(-1, 1)
-    return int8_conv2d(x.permute(0, 3, 1, 2), packed, bias, residual=rest, **options).permute(0, 2, 3, 1)
+    rest = None if residual is None else _channels_first(residual)
+    return int8_conv2d(_channels_first(x), packed, bias, residual=rest, **options)
 
 
 def _transposed(
