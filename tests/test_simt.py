@@ -103,6 +103,9 @@ MISTAKES = [
     Mistake("bulk_copy_no_wait", memory=(WRONG, ""), races=IN_FLIGHT),
     Mistake("wgmma_no_wait", **refused("this thread exits before wgmma_wait has waited for its products")),
     Mistake("wgmma_rows_overwritten", memory=(WRONG, ""), races=(WRONG, "")),
+    Mistake("wgmma_no_fence", **refused("wgmma_fence has not given it its registers")),
+    Mistake("wgmma_strayed_lanes", **refused("have not come together since mbarrier_wait")),
+    Mistake("bulk_copy_unseen_barrier", **refused("mbarrier_init_done has not followed mbarrier_init")),
 ]
 
 

@@ -110,8 +110,8 @@ __device__ __forceinline__ void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
-// e4m3 A [16, 32] and B [32, 8], fp32 D, which Hopper adds up with few bits more than fp16 has: not many at
-// once.
+// e4m3 A [16, 32] and B [32, 8], fp32 D. Ada adds up with few bits more than fp16 has: not many at once. On
+// Hopper, where only wgmma takes e4m3, nvcc makes products of fp16 of it.
 __device__ __forceinline__ void mma_m16n8k32_e4m3(float (&d)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2]) {
   asm volatile(

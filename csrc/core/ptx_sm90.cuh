@@ -150,7 +150,8 @@ __device__ __forceinline__ void wgmma_m64n128k32(int (&d)[64], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
 }
 
-// e4m3, float32 sums that have few bits more than those of fp16: not many at once.
+// e4m3; sums are float32, but what is added in a product keeps 13 bits behind the point of its largest
+// number.
 __device__ __forceinline__ void wgmma_m64n128k32(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
                                                  bool add) {
   asm volatile(

@@ -37,6 +37,9 @@ constexpr Case kCases[] = {
     {"bulk_copy_no_wait", warpgroup::run_copy},
     {"wgmma_no_wait", warpgroup::run_product},
     {"wgmma_rows_overwritten", warpgroup::run_overwritten},
+    {"wgmma_no_fence", warpgroup::run_fence},
+    {"wgmma_strayed_lanes", warpgroup::run_strayed},
+    {"bulk_copy_unseen_barrier", warpgroup::run_unseen},
 };
 
 const Case* find(const char* name) {

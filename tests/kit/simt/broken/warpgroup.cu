@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The mistakes: a bulk copy that nobody waits for, sums of wgmma that are read before the wait, and rows that
-// are overwritten before it.
+// The mistakes: a bulk copy that nobody waits for, sums of wgmma that are read before the wait, rows that are
+// overwritten before it, a product without a fence, one of lanes that have not met since they waited, and a
+// barrier that bulk copies cannot see yet.
 #include "case.h"
 #include "core/ptx_sm90.cuh"
 
@@ -10,7 +11,7 @@ namespace ptx = fastdiff::ptx;
 
 constexpr int kThreads = 128, kRowBytes = 64, kBytes = 128 * kRowBytes;
 
-enum class Mistake { none, no_copy_wait, no_product_wait, overwritten };
+enum class Mistake { none, no_copy_wait, no_product_wait, overwritten, no_fence, strayed, unseen };
 
 // sums [64, 128] of ones with rows of threes in the first half of x, which then make room for those of the
 // second.
@@ -21,7 +22,7 @@ __global__ void multiply(const uint8_t* x, int* sums, uint8_t* second) {
   uint8_t* const rows = begin + 1024 - ptx::shared_address(begin) % 1024;
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(&landed, 1);
-    ptx::mbarrier_init_done();
+    if constexpr (kMistake != Mistake::unseen) ptx::mbarrier_init_done();
   }
   __syncthreads();
   const auto copy = [&](int half) {
@@ -32,12 +33,14 @@ __global__ void multiply(const uint8_t* x, int* sums, uint8_t* second) {
   };
   copy(0);
   if constexpr (kMistake != Mistake::no_copy_wait) ptx::mbarrier_wait(&landed, false);
+  if constexpr (kMistake != Mistake::strayed) __syncwarp();
   int sum[64] = {};
-  ptx::wgmma_fence();
+  if constexpr (kMistake != Mistake::no_fence) ptx::wgmma_fence();
   ptx::wgmma_m64n128k32(sum, {0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u}, ptx::swizzled_rows(rows),
                         true);
   ptx::wgmma_commit();
-  if constexpr (kMistake == Mistake::none || kMistake == Mistake::no_copy_wait) ptx::wgmma_wait<0>();
+  if constexpr (kMistake != Mistake::no_product_wait && kMistake != Mistake::overwritten)
+    ptx::wgmma_wait<0>();
   __syncthreads();
   copy(1);
   ptx::mbarrier_wait(&landed, true);
@@ -61,6 +64,15 @@ bool run_product(bool fixed) {
 }
 bool run_overwritten(bool fixed) {
   return run(fixed ? multiply<Mistake::none> : multiply<Mistake::overwritten>);
+}
+bool run_fence(bool fixed) {
+  return run(fixed ? multiply<Mistake::none> : multiply<Mistake::no_fence>);
+}
+bool run_strayed(bool fixed) {
+  return run(fixed ? multiply<Mistake::none> : multiply<Mistake::strayed>);
+}
+bool run_unseen(bool fixed) {
+  return run(fixed ? multiply<Mistake::none> : multiply<Mistake::unseen>);
 }
 
 }  // namespace warpgroup

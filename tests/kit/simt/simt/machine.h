@@ -88,6 +88,7 @@ class Machine {
       Operand* operands[kWarpSize] = {};
       for_lanes(mask, [&](int lane) {
         Thread& other = block_.lane_of(me, lane);
+        other.strayed = false;
         operands[lane] = static_cast<Operand*>(other.collective.operand);
         make_ready(other);
       });
@@ -115,7 +116,9 @@ class Machine {
 
   void make_mbarrier(const void* address, int arrivals) {
     block_.mbarriers[address] = {false, arrivals, arrivals, 0};
+    block_.mbarriers_are_seen = false;
   }
+  void show_mbarriers() { block_.mbarriers_are_seen = true; }
 
   // One arrival and so many announced bytes.
   void arrive(const void* address, int bytes, const Site& site) {
@@ -130,6 +133,7 @@ class Machine {
   // Returns when the phase of this parity is over.
   void wait(const void* address, bool odd, const Site& site) {
     Mbarrier& barrier = mbarrier_at(address, site);
+    self->strayed = true;
     if (barrier.odd != odd) return yield();
     Thread& me = *self;
     me.mbarrier = &barrier;
@@ -144,6 +148,8 @@ class Machine {
   void copy_in_bulk(void* to, const void* from, int bytes, const void* address, void* code,
                     const Site& site) {
     Mbarrier& barrier = mbarrier_at(address, site);
+    if (!block_.mbarriers_are_seen)
+      fail("bulk_copy: mbarrier_init_done has not followed mbarrier_init", &site);
     const auto size = static_cast<size_t>(bytes);
     const auto* const source = static_cast<const unsigned char*>(from);
     block_.bulk_copies.push_back({static_cast<unsigned char*>(to), {source, source + size}, &barrier});
@@ -219,6 +225,7 @@ class Machine {
     std::fill(std::begin(block_.warps), std::end(block_.warps), Warp{});
     block_.bulk_copies.clear();
     block_.mbarriers.clear();
+    block_.mbarriers_are_seen = false;
     const dim3& shape = launch_.block;
     for (int rank = 0; rank < block_.size; ++rank) {
       Thread& thread = *block_.threads[rank];
@@ -229,6 +236,7 @@ class Machine {
       thread.copy_group = 0;
       thread.products.clear();
       thread.product_group = 0;
+      thread.products_fenced = thread.strayed = false;
       block_.warp_of(thread).exists |= thread.lane_bit();
       make_ready(thread);
     }
@@ -292,7 +300,10 @@ class Machine {
   }
 
   void release_barrier() {
-    for (int rank = 0; rank < block_.size; ++rank) make_ready(*block_.threads[rank]);
+    for (int rank = 0; rank < block_.size; ++rank) {
+      make_ready(*block_.threads[rank]);
+      block_.threads[rank]->strayed = false;
+    }
     for (Warp& warp : block_.warps) warp.at_barrier = 0;
     block_.at_barrier = 0;
     released_votes_ = std::exchange(votes_, 0);

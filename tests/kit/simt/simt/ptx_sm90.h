@@ -6,6 +6,8 @@
 // warpgroup are not held to each other.
 #pragma once
 
+#include <algorithm>
+
 #include "simt/ptx.h"
 
 namespace simt {
@@ -34,7 +36,28 @@ inline const unsigned char* chunk_of_row(uint64_t descriptor, int n, int k) {
   return chunk;
 }
 
-// Element: what A and B hold; Wide: the type of exact products and their sum, which is rounded once.
+// Sums of exact products. Of integers they are exact.
+inline int sum_of(const int64_t (&terms)[kProductDepth + 1]) {
+  int64_t sum = 0;
+  for (const int64_t term : terms) sum += term;
+  return static_cast<int>(sum);
+}
+
+// Of e4m3, Hopper keeps 13 bits behind the point of the largest term, as far as is known, and drops the
+// others.
+inline float sum_of(const double (&terms)[kProductDepth + 1]) {
+  double largest = 0, sum = 0;
+  for (const double term : terms) {
+    if (!std::isfinite(term)) return std::nanf("");
+    largest = std::max(largest, std::fabs(term));
+  }
+  if (largest == 0) return 0.0f;
+  const double unit = std::ldexp(1.0, std::ilogb(largest) - 13);
+  for (const double term : terms) sum += std::trunc(term / unit) * unit;
+  return static_cast<float>(sum);
+}
+
+// Element: what A and B hold; Wide: the type of exact products.
 template <class Element, class Wide, class Sum, class Widen>
 void run_product(const Product* const* lanes) {
   static Wide a[16][kProductDepth], b[kProductColumns][kProductDepth];
@@ -53,15 +76,18 @@ void run_product(const Product* const* lanes) {
     for (int i = 0; i < 64; ++i) {
       const Wide *const row = a[lane / 4 + 8 * (i / 2 % 2)], *const column =
                                                                  b[i / 4 * 8 + 2 * (lane % 4) + i % 2];
-      Wide sum = lanes[lane]->add ? static_cast<Wide>(d[i]) : Wide{};
-      for (int k = 0; k < kProductDepth; ++k) sum += row[k] * column[k];
-      d[i] = static_cast<Sum>(sum);
+      Wide terms[kProductDepth + 1] = {lanes[lane]->add ? static_cast<Wide>(d[i]) : Wide{}};
+      for (int k = 0; k < kProductDepth; ++k) terms[k + 1] = row[k] * column[k];
+      d[i] = sum_of(terms);
     }
   }
 }
 
 inline void issue_product(const char* name, Product product, const Site& site) {
   Thread* me = machine.self;
+  if (!me->products_fenced) machine.fail("wgmma: wgmma_fence has not given it its registers", &site);
+  if (me->strayed)
+    machine.fail("wgmma: the lanes of a warp have not come together since mbarrier_wait", &site);
   product.group = me->product_group;
   me->products.push_back(product);
   machine.collective(name, 0xffffffffu, me, site, [](Thread** lanes[kWarpSize], unsigned) {
@@ -71,7 +97,8 @@ inline void issue_product(const char* name, Product product, const Site& site) {
       if (all[lane]->products.back().descriptor != all[0]->products.back().descriptor)
         machine.fail("wgmma: the lanes of a warp have different descriptors");
     }
-    if (machine.random.coin()) machine.do_products(all, all[0]->product_group + 1);
+    if (race_observer == nullptr && machine.random.coin())
+      machine.do_products(all, all[0]->product_group + 1);
   });
 }
 
@@ -84,7 +111,9 @@ inline void mbarrier_init(uint64_t* barrier, int arrivals, simt::Site site = sim
   simt::check_shared("mbarrier_init: the barrier", barrier, 8, site);
   simt::machine.make_mbarrier(barrier, arrivals);
 }
-inline void mbarrier_init_done() {}
+inline void mbarrier_init_done() {
+  simt::machine.show_mbarriers();
+}
 inline void mbarrier_arrive(uint64_t* barrier, simt::Site site = simt::Site::current()) {
   simt::machine.arrive(barrier, 0, site);
 }
@@ -113,7 +142,9 @@ void leave_registers() {
   take_registers<kRegisters>();
 }
 
-inline void wgmma_fence() {}
+inline void wgmma_fence() {
+  simt::machine.self->products_fenced = true;
+}
 template <class Word, int kCount>
 void wgmma_hold(Word (&)[kCount]) {}
 inline void wgmma_commit() {
@@ -125,7 +156,8 @@ void wgmma_wait(simt::Site site = simt::Site::current()) {
   simt::machine.collective("wgmma_wait", 0xffffffffu, me, site,
                            [](simt::Thread** lanes[simt::kWarpSize], unsigned) {
                              simt::Thread* all[simt::kWarpSize];
-                             for (int lane = 0; lane < simt::kWarpSize; ++lane) all[lane] = *lanes[lane];
+                             for (int lane = 0; lane < simt::kWarpSize; ++lane)
+                               (all[lane] = *lanes[lane])->products_fenced = false;
                              simt::machine.do_products(all, all[0]->product_group - kPending);
                            });
 }

@@ -91,6 +91,8 @@ struct Thread {
   int copy_group = 0;  // the group that the next cp.async joins
   std::vector<Product> products;
   int product_group = 0;
+  bool products_fenced = false;  // by wgmma_fence since the last wgmma_wait
+  bool strayed = false;          // has left a wait by itself, and met no lane since
   Mbarrier* mbarrier = nullptr;  // what it waits at,
   bool mbarrier_parity = false;  // for a phase of which parity,
   Site mbarrier_site;            // and where
@@ -111,6 +113,7 @@ struct Block {
   int size = 0;
   int exited = 0, at_barrier = 0;
   std::map<const void*, Mbarrier> mbarriers;  // by address
+  bool mbarriers_are_seen = false;            // by bulk copies: mbarrier_init_done
   std::vector<BulkCopy> bulk_copies;
   Warp warps[kMaxBlockThreads / kWarpSize];
 

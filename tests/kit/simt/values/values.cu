@@ -113,6 +113,7 @@ __global__ void warpgroup_product(const uint8_t* a, const uint8_t* b, Sum* d, in
   Sum sum[64];
   for (int i = 0; i < 64; ++i) sum[i] = d[(g + 8 * (i / 2 % 2)) * 128 + i / 4 * 8 + 2 * t + i % 2];
   ptx::mbarrier_wait(&landed, false);
+  __syncwarp();
   ptx::wgmma_fence();
   for (int step = 0; step < 2; ++step) {
     uint32_t fragment[4];
@@ -222,6 +223,7 @@ __global__ void too_few_bytes(const uint8_t* x) {
   __shared__ __align__(16) uint8_t tile[32];
   __shared__ __align__(8) uint64_t landed;
   ptx::mbarrier_init(&landed, 1);
+  ptx::mbarrier_init_done();
   ptx::mbarrier_expect(&landed, 64);
   ptx::bulk_copy(tile, x, 32, &landed);
   ptx::mbarrier_wait(&landed, false);
