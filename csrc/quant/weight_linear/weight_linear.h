@@ -41,9 +41,10 @@ FASTDIFF_HD constexpr int words_of_eight(Scheme scheme) {
 inline constexpr int kEight = 8;
 inline constexpr int kWordRow = 4 * quant::kPanel;  // bytes
 
-inline constexpr int kBlock = 512;                // elements along K that are added up by themselves
-inline constexpr int kBlockStride = kBlock + 16;  // their floats in memory: rows do not share cache sets
-inline constexpr int64_t kRowUnit = 4;            // rows that are widened together
+inline constexpr int kBlock = 512;                 // elements along K that are added up by themselves
+inline constexpr int kBlockStride = kBlock + 16;   // their floats in memory: rows do not share cache sets
+inline constexpr int64_t kRowUnit = 4;             // rows that are widened together
+inline constexpr int64_t kTilesBytes = 772 << 10;  // of what a thread of AMX has: weights and sums
 
 struct Arguments {
   TensorView x;                          // [..., K], floating, or bytes of e4m3
@@ -77,7 +78,10 @@ struct Params {
   // to 64.
   float* blocks = nullptr;
   float* rows = nullptr;  // [parts][4][K]: rows for the branch, and to be rounded
+  char* tiles = nullptr;  // [threads][kTilesBytes], for AMX
 
+  // Whether AMX multiplies, where there is one; decoding for fewer rows takes longer than the products.
+  constexpr bool takes_tiles() const { return (rounds || x.dtype == DType::bf16) && epilogue.rows > 4; }
   constexpr int64_t padded_inner() const { return quant::round_up(epilogue.inner, kEight); }
   constexpr int64_t block_count() const { return quant::round_up(epilogue.inner, kBlock) / kBlock; }
   float* block_of(int64_t block, int64_t m) const {

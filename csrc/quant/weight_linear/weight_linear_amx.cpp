@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // weight_linear with the tiles of AMX, for rows of bfloat16 and e4m3: a block along K of a pair of panels is
 // decoded to tiles and stays in the first-level cache while all rows of a block pass.
+#include <atomic>
+#include <new>
 #include <utility>
 
 #include "core/tiles_amx.h"
@@ -9,7 +11,6 @@
 namespace fastdiff::weight_linear {
 namespace {
 
-constexpr int64_t kFewRows = 4;  // for which decoding takes longer than the products
 constexpr int64_t kTileBytes = 1024;
 
 int64_t steps_of(const Params& p) {
@@ -101,7 +102,7 @@ class Weights {
 };
 
 // Rows [first, first + rows) by panels [begin, end). While tiles multiply, vector instructions are free: the
-// next chunk of weights is made then, and the block of sums before becomes results.
+// next chunk of weights is made then, and the block of sums before becomes results. Too large for a stack.
 template <Scheme kScheme, bool kHasZero>
 class Products {
   static constexpr int kRows = 2 * kTile, kMostPairs = 8;
@@ -208,19 +209,23 @@ class Products {
 
 template <>
 void Cpu<kIsa>::run(const Params& p, const Team& team) {
-  const bool holds_rows = p.rounds || p.x.dtype == DType::bf16;
-  if (!holds_rows || p.epilogue.rows <= kFewRows) return Cpu<Isa::avx512>::run(p, team);
+  if (!p.takes_tiles()) return Cpu<Isa::avx512>::run(p, team);
   widen_all(p, team, [&p](int64_t m, const Row& x) { write_row(p, m, x); });
   with_scheme(p, [&]<Scheme kScheme, bool kHasZero>(std::integral_constant<Scheme, kScheme>,
                                                     std::bool_constant<kHasZero>) {
     using Kernel = Products<kScheme, kHasZero>;
-    each_block(p, team, Kernel::kRowsOfBlock, 2 * kTile,
-               [&](int64_t first, int64_t rows, int64_t panel, int64_t panels) {
-                 set_up_tiles();
-                 Kernel products(p);
-                 products(first, rows, panel, panel + panels);
-                 release_tiles();
-               });
+    static_assert(sizeof(Kernel) <= kTilesBytes && alignof(Kernel) <= 64);
+    const Blocks blocks(p, team, Kernel::kRowsOfBlock, 2 * kTile);
+    std::atomic<int64_t> next{0};
+    each_part(team, std::min<int64_t>(team.threads, blocks.count()), [&](int64_t worker) {
+      Kernel& products = *new (p.tiles + worker * kTilesBytes) Kernel(p);
+      set_up_tiles();
+      for (int64_t n; (n = next.fetch_add(1, std::memory_order_relaxed)) < blocks.count();)
+        blocks.at(n, [&](int64_t first, int64_t rows, int64_t panel, int64_t panels) {
+          products(first, rows, panel, panel + panels);
+        });
+      release_tiles();
+    });
   });
 }
 

@@ -107,6 +107,7 @@ int64_t place_cpu(Params& p, const Team& team, void* scratch) {
                                       round_up(p.epilogue.rows, 16) * round_up(p.epilogue.inner, 32) / 2));
   if (p.epilogue.rank > 0 || p.rounds)
     p.rows = cut.take<float>(parts_of_rows(p, team) * kRowUnit * p.epilogue.inner);
+  if (p.takes_tiles()) p.tiles = cut.take<char>(team.threads * kTilesBytes);
   return cut.bytes();
 }
 

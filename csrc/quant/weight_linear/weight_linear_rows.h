@@ -104,20 +104,37 @@ void widen_all(const Params& p, const Team& team, const Write& write) {
 }
 
 // Blocks of up to `most` rows, of which `unit` are multiplied together, by runs of pairs of panels, some for
-// each thread: body(row, rows, panel, panels).
+// each thread.
+class Blocks {
+ public:
+  Blocks(const Params& p, const Team& team, int64_t most, int64_t unit)
+      : rows_(p.epilogue.rows), panels_(p.epilogue.slots / kPanel), block_(even_block(rows_, most, unit)) {
+    const int64_t blocks = (rows_ + block_ - 1) / block_;
+    runs_ = std::clamp((4 * team.threads + blocks - 1) / blocks, int64_t{1}, pairs());
+    count_ = blocks * runs_;
+  }
+
+  int64_t count() const { return count_; }
+
+  // Calls body(row, rows, panel, panels).
+  template <class Body>
+  void at(int64_t n, const Body& body) const {
+    const int64_t first = n / runs_ * block_, run = n % runs_;
+    const int64_t begin = pairs() * run / runs_ * kPair;
+    const int64_t end = std::min(panels_, pairs() * (run + 1) / runs_ * kPair);
+    body(first, std::min(block_, rows_ - first), begin, end - begin);
+  }
+
+ private:
+  int64_t pairs() const { return round_up(panels_, kPair) / kPair; }
+
+  int64_t rows_, panels_, block_, runs_ = 1, count_ = 0;
+};
+
 template <class Body>
 void each_block(const Params& p, const Team& team, int64_t most, int64_t unit, const Body& body) {
-  const Epilogue& e = p.epilogue;
-  const int64_t block = even_block(e.rows, most, unit);
-  const int64_t blocks = (e.rows + block - 1) / block;
-  const int64_t panels = e.slots / kPanel, pairs = round_up(panels, kPair) / kPair;
-  const int64_t runs = std::clamp((4 * team.threads + blocks - 1) / blocks, int64_t{1}, pairs);
-  each_part(team, blocks * runs, [&](int64_t part) {
-    const int64_t first = part / runs * block, run = part % runs;
-    const int64_t begin = pairs * run / runs * kPair;
-    const int64_t end = std::min(panels, pairs * (run + 1) / runs * kPair);
-    body(first, std::min(block, e.rows - first), begin, end - begin);
-  });
+  const Blocks blocks(p, team, most, unit);
+  each_part(team, blocks.count(), [&](int64_t n) { blocks.at(n, body); });
 }
 
 // Calls body(kScheme, kHasZero) as constants.
