@@ -106,7 +106,10 @@ def _contenders(
             Contender(
                 OURS,
                 lambda: (weight_linear(x, packed, round_x=rounds),),
-                close_to([want], roundoffs=64.0 if dtype == torch.float32 else 4.0),
+                # The tensor cores add e4m3 with 13 bits behind the point of the largest product.
+                near(want, 1e-3 if dtype == torch.float32 else 5e-3)
+                if rounds and device.type == "cuda"
+                else close_to([want], roundoffs=64.0 if dtype == torch.float32 else 4.0),
                 rival=None,
             ),
         ]

@@ -27,6 +27,11 @@ namespace fastdiff::quant {
 namespace {
 
 constexpr int kWideThreads = 384, kMultiplyingThreads = 256, kMultiplyingWarps = kMultiplyingThreads / 32;
+// Of a thread: what the launch gives to all, and what the warpgroups that multiply have of the other's.
+constexpr int kRegisters = 168, kCopyingRegisters = 40, kMultiplyingRegisters = 232;
+static_assert(kCopyingRegisters * (kWideThreads - kMultiplyingThreads) +
+                  kMultiplyingRegisters * kMultiplyingThreads <=
+              kRegisters * kWideThreads);
 constexpr int kWidePanels = 8, kWideColumns = kWidePanels * kPanel;
 constexpr int kDeep = kWidePieces, kSteps = kDeep * kPiece / 32;  // pieces of a stage, products along K
 constexpr int kWideStages = 4;
@@ -70,18 +75,21 @@ struct Barriers {
   }
 };
 
+// As many as there are, up to `most`.
+__device__ __forceinline__ int some(int64_t there, int most) {
+  return there < most ? static_cast<int>(there) : most;
+}
+
 template <int kHalves>
-__device__ void copy_stages(const WideFactors& f, int64_t half, int64_t panel, unsigned char* smem,
-                            Barriers& barriers) {
+__device__ void copy_stages(const WideFactors& f, int64_t half, int halves, int64_t panel,
+                            unsigned char* smem, Barriers& barriers) {
   const int64_t stages = wide_pieces(f.pieces) / kDeep;
-  const int64_t halves = (f.rows + kWideRows - 1) / kWideRows - half;
-  const int panels = static_cast<int>(f.panels - panel < kWidePanels ? f.panels - panel : kWidePanels);
-  const int rows_bytes = halves < kHalves ? static_cast<int>(halves) * kHalfBytes : kHalves * kHalfBytes;
+  const int panels = some(f.panels - panel, kWidePanels), rows_bytes = halves * kHalfBytes;
   for (int64_t n = 0; n < stages; ++n) {
     const int slot = static_cast<int>(n % kWideStages);
     if (n >= kWideStages) ptx::mbarrier_wait(barriers.free + slot, n / kWideStages % 2 == 0);
     unsigned char* const to = smem + slot * kWideStageBytes<kHalves>;
-    const int bytes = f.pieces - kDeep * n < kDeep ? kPieceBytes : kPanelBytes;
+    const int bytes = some(f.pieces - kDeep * n, kDeep) * kPieceBytes;
     uint64_t* const full = barriers.full + slot;
     ptx::mbarrier_expect(full, panels * bytes + rows_bytes);
     for (int p = 0; p < panels; ++p)
@@ -100,6 +108,7 @@ using WideSums = Sum[64];
 template <class Sum>
 __device__ __forceinline__ void multiply_rows(const unsigned char* rows, const uint32_t (&a)[kSteps][4],
                                               bool add, WideSums<Sum>& sums) {
+  ptx::wgmma_fence();
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
     const unsigned char* const from = rows + s / 2 * (kWideRows * kPiece) + s % 2 * 32;
@@ -108,14 +117,16 @@ __device__ __forceinline__ void multiply_rows(const unsigned char* rows, const u
   ptx::wgmma_commit();
 }
 
-// Of e4m3 the sums of a stage are added in float32: the tensor cores add with fewer bits.
+// Of e4m3 the sums of a stage are added in float32: the tensor cores add with 13 bits behind the point of
+// the largest.
 template <int kHalves>
-__device__ __forceinline__ void multiply_stage(const unsigned char* rows, const uint32_t (&a)[kSteps][4],
+__device__ __forceinline__ void multiply_stage(const unsigned char* rows, int halves,
+                                               const uint32_t (&a)[kSteps][4],
                                                WideSums<float> (&sums)[kHalves]) {
 #pragma unroll
   for (int h = 0; h < kHalves; ++h) {
+    if (h >= halves) break;
     WideSums<float> part;
-    ptx::wgmma_fence();
     multiply_rows(rows + h * kHalfBytes, a, false, part);
     ptx::wgmma_wait<0>();
     ptx::wgmma_hold(part);
@@ -125,27 +136,27 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* rows, const 
 }
 
 template <int kHalves>
-__device__ __forceinline__ void multiply_stage(const unsigned char* rows, const uint32_t (&a)[kSteps][4],
+__device__ __forceinline__ void multiply_stage(const unsigned char* rows, int halves,
+                                               const uint32_t (&a)[kSteps][4],
                                                WideSums<int> (&sums)[kHalves]) {
 #pragma unroll
   for (int h = 0; h < kHalves; ++h) ptx::wgmma_hold(sums[h]);
-  ptx::wgmma_fence();
 #pragma unroll
-  for (int h = 0; h < kHalves; ++h) multiply_rows(rows + h * kHalfBytes, a, true, sums[h]);
+  for (int h = 0; h < kHalves; ++h)
+    if (h < halves) multiply_rows(rows + h * kHalfBytes, a, true, sums[h]);
   ptx::wgmma_wait<0>();
 #pragma unroll
   for (int h = 0; h < kHalves; ++h) ptx::wgmma_hold(sums[h]);
 }
 
-// The warp's panel as fragments; there may be but one piece of it. Rows g and g + 8 of a fragment are columns
-// 2 g and 2 g + 1: neighbours in memory, and a warp reads 256 bytes in a row.
-__device__ __forceinline__ void read_panel(const unsigned char* panel, bool is_whole,
-                                           uint32_t (&a)[kSteps][4]) {
+// So many pieces of the warp's panel as fragments; for the others zeros. Rows g and g + 8 of a fragment are
+// columns 2 g and 2 g + 1: neighbours in memory, and a warp reads 256 bytes in a row.
+__device__ __forceinline__ void read_panel(const unsigned char* panel, int pieces, uint32_t (&a)[kSteps][4]) {
   const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
     const auto pair = [&](int quadruple) {
-      return is_whole || s < kSteps / kDeep
+      return s < pieces * (kSteps / kDeep)
                  ? *reinterpret_cast<const uint2*>(panel + (8 * s + quadruple) * (4 * kPanel) + 8 * g)
                  : uint2{0, 0};
     };
@@ -171,13 +182,14 @@ __device__ void multiply_wide(const WideFactors& f, int64_t half, int64_t panel,
   unsigned char* const dynamic = dynamic_smem<unsigned char>();
   unsigned char* const smem = dynamic + (kAlignment - ptx::shared_address(dynamic) % kAlignment) % kAlignment;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  const int halves = some((f.rows + kWideRows - 1) / kWideRows - half, kHalves);
   barriers.begin();
   if (thread >= kMultiplyingThreads) {
-    ptx::leave_registers<40>();
-    if (thread == kMultiplyingThreads) copy_stages<kHalves>(f, half, panel, smem, barriers);
+    ptx::leave_registers<kCopyingRegisters>();
+    if (thread == kMultiplyingThreads) copy_stages<kHalves>(f, half, halves, panel, smem, barriers);
     return;
   }
-  ptx::take_registers<232>();
+  ptx::take_registers<kMultiplyingRegisters>();
   WideSums<Sum> sums[kHalves] = {};
   for (int64_t n = 0; kDeep * n < f.pieces; ++n) {
     const int slot = static_cast<int>(n % kWideStages);
@@ -185,8 +197,9 @@ __device__ void multiply_wide(const WideFactors& f, int64_t half, int64_t panel,
     ptx::mbarrier_wait(barriers.full + slot, n / kWideStages % 2 == 1);
     __syncwarp();  // for wgmma, whose lanes have to come together
     uint32_t a[kSteps][4];
-    read_panel(stage + warp * kPanelBytes, f.pieces - kDeep * n >= kDeep, a);
-    multiply_stage<kHalves>(stage + kWidePanels * kPanelBytes, a, sums);
+    const int pieces = panel + warp < f.panels ? some(f.pieces - kDeep * n, kDeep) : 0;
+    read_panel(stage + warp * kPanelBytes, pieces, a);
+    multiply_stage<kHalves>(stage + kWidePanels * kPanelBytes, halves, a, sums);
     __syncwarp();
     if (thread % 32 == 0) ptx::mbarrier_arrive(barriers.free + slot);
   }
@@ -199,6 +212,7 @@ __device__ void multiply_wide(const WideFactors& f, int64_t half, int64_t panel,
   Sum* const spread = reinterpret_cast<Sum*>(smem);
 #pragma unroll
   for (int h = 0; h < kHalves; ++h) {
+    if (h >= halves) break;
     meet();  // nobody reads what is overwritten any more
     spread_sums(sums[h], spread + warp * kPanel);
     meet();

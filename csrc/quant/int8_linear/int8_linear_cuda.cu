@@ -22,7 +22,13 @@ template <bool kWide>
 __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p) {
   __shared__ int32_t total;
   __shared__ int broken;
-  const int64_t m = blockIdx.x, count = p.epilogue.inner, at = p.x.at(m);
+  const int64_t m = blockIdx.x, count = p.epilogue.inner;
+  const int64_t pieces = kWide ? wide_pieces(p.pieces) : p.pieces;
+  if (m >= p.epilogue.rows) {  // fills up a tile
+    for (int64_t k = threadIdx.x; k < pieces * kPiece; k += kRowThreads) p.q[place_of<kWide>(p, m, k)] = 0;
+    return;
+  }
+  const int64_t at = p.x.at(m);
   const auto stored = [&](int64_t k) { return load_as<float>(p.x.data, p.x.dtype, at + k * p.x.element); };
   if (threadIdx.x == 0) total = 0, broken = 0;
   RowScale s;
@@ -33,7 +39,6 @@ __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p) {
     s = dynamic_scale(range.least, range.greatest, p.is_signed);
   }
   __syncthreads();
-  const int64_t pieces = kWide ? wide_pieces(p.pieces) : p.pieces;
   int32_t sum = 0;
   for (int64_t k = threadIdx.x; k < pieces * kPiece; k += kRowThreads) {
     int32_t q = 0;
@@ -92,12 +97,12 @@ void launch_cuda(const Params& params, int device, void* stream) {
   const OnDevice on(device);
   const auto at = static_cast<cudaStream_t>(stream);
   launch_vectors(params.epilogue, at);
-  const dim3 rows(blocks_for(params.epilogue.rows, 1));
+  const auto rows = [&](int unit) { return dim3(blocks_for(round_up(params.epilogue.rows, unit), 1)); };
   if (is_wide_tile(params.epilogue.rows) && on_sm90a()) {
-    launch(write_rows<true>, rows, dim3(kRowThreads), 0, at, params);
+    launch(write_rows<true>, rows(kWideRows), dim3(kRowThreads), 0, at, params);
     return launch_wgmma(params, at);
   }
-  launch(write_rows<false>, rows, dim3(kRowThreads), 0, at, params);
+  launch(write_rows<false>, rows(16), dim3(kRowThreads), 0, at, params);
   if (params.epilogue.rows <= 16) {
     launch_tiles<16>(params, 16 * kSumsPitch * sizeof(int32_t), at);
   } else {

@@ -20,6 +20,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) multiply(const Params p, unsi
   multiply_wide<int, kHalves>(factors, half, panel, [&](int r, int quad, const int32_t* sums) {
     finish_sums(p, half * kWideRows + r, panel * kPanel, quad, sums);
   });
+#else
+  device_refusal("the kernel for sm_90a was not built for this device");
 #endif
 }
 

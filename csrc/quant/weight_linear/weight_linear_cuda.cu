@@ -18,14 +18,16 @@ __device__ __forceinline__ int64_t place_of(const Params& p, int64_t m, int64_t 
   return ((m / 16 * (2 * pieces_of(p)) + k / kStep) * 16 + m % 16) * kStep + k % kStep;
 }
 
-// Row m as part of tiles of its dtype or of float32.
+// Row m as part of tiles of its dtype or of float32; those behind the last one fill up a tile.
 __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p, bool as_floats) {
-  const int64_t m = blockIdx.x, at = p.x.at(m);
+  const int64_t m = blockIdx.x, count = m < p.epilogue.rows ? p.epilogue.inner : 0;
+  const int64_t at = count > 0 ? p.x.at(m) : 0;
   const auto stored = [&](int64_t k) { return load_as<float>(p.x.data, p.x.dtype, at + k * p.x.element); };
   for (int64_t k = threadIdx.x; k < pieces_of(p) * kPiece; k += kRowThreads) {
-    const float x = k < p.epilogue.inner ? stored(k) : 0.0f;
+    const float x = k < count ? stored(k) : 0.0f;
     store_as(p.blocks, as_floats ? DType::f32 : p.x.dtype, place_of(p, m, k), x);
   }
+  if (m >= p.epilogue.rows) return;
   shrink_row(p.epilogue, m, kRowWarps, stored);
 }
 
@@ -33,18 +35,23 @@ __global__ void __launch_bounds__(kRowThreads) write_rows(const Params p, bool a
 template <bool kWide>
 __global__ void __launch_bounds__(kRowThreads) round_rows(const Params p) {
   __shared__ int broken;
-  const int64_t m = blockIdx.x, at = p.x.at(m), count = p.epilogue.inner;
+  const int64_t m = blockIdx.x, count = p.epilogue.inner;
+  auto* const bytes = reinterpret_cast<uint8_t*>(p.blocks);
+  const auto place = [&](int64_t k) {
+    return kWide ? swizzled_place(pieces_of(p), m, k) : place_of(p, m, k);
+  };
+  const int64_t pieces = kWide ? wide_pieces(pieces_of(p)) : pieces_of(p);
+  if (m >= p.epilogue.rows) {  // fills up a tile
+    for (int64_t k = threadIdx.x; k < pieces * kPiece; k += kRowThreads) bytes[place(k)] = 0;
+    return;
+  }
+  const int64_t at = p.x.at(m);
   const auto stored = [&](int64_t k) { return given(p, at + k * p.x.element); };
   if (threadIdx.x == 0) broken = 0;
   Range range{0.0f, 0.0f};
   if (p.x_scale.data == nullptr) range = range_of_row(count, stored);
   RowScale s = scale_of_row(p, m, range.greatest > -range.least ? range.greatest : -range.least);
   __syncthreads();
-  auto* const bytes = reinterpret_cast<uint8_t*>(p.blocks);
-  const auto place = [&](int64_t k) {
-    return kWide ? swizzled_place(pieces_of(p), m, k) : place_of(p, m, k);
-  };
-  const int64_t pieces = kWide ? wide_pieces(pieces_of(p)) : pieces_of(p);
   for (int64_t k = threadIdx.x; k < pieces * kPiece; k += kRowThreads) {
     const float q = k < count ? nearest_e4m3(stored(k) * s.inverse) : 0.0f;
     if (q != q) atomicOr(&broken, 1);
@@ -157,16 +164,16 @@ void launch_cuda(const Params& params, int device, void* stream) {
   const OnDevice on(device);
   const auto at = static_cast<cudaStream_t>(stream);
   launch_vectors(params.epilogue, at);
-  const dim3 rows(blocks_for(params.epilogue.rows, 1));
+  const auto rows = [&](int unit) { return dim3(blocks_for(round_up(params.epilogue.rows, unit), 1)); };
   if (params.rounds && is_wide_tile(params.epilogue.rows) && on_sm90a()) {
-    launch(round_rows<true>, rows, dim3(kRowThreads), 0, at, params);
+    launch(round_rows<true>, rows(kWideRows), dim3(kRowThreads), 0, at, params);
     return launch_wgmma(params, at);
   }
   if (params.rounds) {
-    launch(round_rows<false>, rows, dim3(kRowThreads), 0, at, params);
+    launch(round_rows<false>, rows(16), dim3(kRowThreads), 0, at, params);
     return launch_mma<Scheme::fp8, false, DType::u8>(params, at);
   }
-  launch(write_rows, rows, dim3(kRowThreads), 0, at, params, multiplies_floats(params));
+  launch(write_rows, rows(16), dim3(kRowThreads), 0, at, params, multiplies_floats(params));
   if (params.scheme == Scheme::fp8) return launch_products<Scheme::fp8, false>(params, at);
   if (params.scheme == Scheme::bf16) return launch_products<Scheme::bf16, false>(params, at);
   if (params.scheme == Scheme::int8)

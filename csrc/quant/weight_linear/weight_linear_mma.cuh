@@ -5,7 +5,7 @@
 // neighbours, from 8 t on, of row g and of row g + 8, and of column g the words that hold them, from which it
 // makes both fragments of its products in registers. So elements are added up in an order that is not theirs,
 // but the same for both factors. Of int4 the sums of a group are scaled: integers stay exact. Of e4m3 those
-// of 128 elements are added in float32, because the tensor cores of Hopper add with fewer bits.
+// of 128 elements are added in float32, because the tensor cores of Ada add with fewer bits.
 #pragma once
 
 #include "core/ptx.cuh"

@@ -20,6 +20,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) multiply(const Params p, unsi
       for (int j = 0; j < kQuad; ++j) h[j] = sums[at * kQuad + j];
     });
   });
+#else
+  device_refusal("the kernel for sm_90a was not built for this device");
 #endif
 }
 

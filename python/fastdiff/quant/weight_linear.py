@@ -85,10 +85,11 @@ def weight_linear(
     with a scale for each row, a relative error up to 2⁻⁹ for each weight of ``"int4"``. On CUDA rows of 16 bits stay as
     they are, and q − zero_point is rounded to their dtype: exact for whole numbers up to 256.
 
-    With ``round_x`` both factors are e4m3, which the tensor cores of Ada and Hopper multiply twice as fast as 16 bits:
-    :math:`x_k = s q_k` with a scale s for each row, max|x| / 448 unless it is given, and :math:`q_k` the nearest number
-    of e4m3 to :math:`x_k / s`, not beyond ±448. Other CUDA devices multiply the same numbers as float16. A row with
-    NaN, or of infinite range, gives NaN. A low-rank branch reads x as it was.
+    With ``round_x`` both factors are e4m3: :math:`x_k = s q_k` with a scale s for each row, max|x| / 448 unless it is
+    given, and :math:`q_k` the nearest number of e4m3 to :math:`x_k / s`, not beyond ±448. The tensor cores of Ada, and
+    of Hopper from 128 rows on, multiply them twice as fast as 16 bits, and keep 13 bits behind the point of the largest
+    product of 128; other CUDA devices, and fewer rows, multiply the same numbers as float16. A row with NaN, or of
+    infinite range, gives NaN. A low-rank branch reads x as it was.
 
     Args:
         x: ``[..., K]`` float32, float16 or bfloat16; with ``round_x`` also float8_e4m3fn, with its scale. Any strides.
@@ -202,7 +203,7 @@ def tolerance(
     if x.dtype == torch.float8_e4m3fn:
         q, scale = rounded(x, options["x_scale"])
         x = (q * scale).view(x.shape)
-    return {"scale": magnitude(x, packed, bias, **options), "terms": 2**15 if is_rounded else 16}
+    return {"scale": magnitude(x, packed, bias, **options), "terms": 2**16 if is_rounded else 16}
 
 
 def uses_tiles(x: Tensor, *_: Any, round_x: bool = False, **__: Any) -> bool:
