@@ -233,10 +233,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Row:
-    """A case and what was measured for it."""
+    """A case and what was measured for it, or why nothing was."""
 
     case: Case
     measurements: dict[str, Measurement]
+    unmeasured: str | None = None
 
     @property
     def wrong(self) -> list[Measurement]:

@@ -149,9 +149,11 @@ def measured(
 
 
 def row_of(case: Case, device: torch.device, effort: kit.Effort) -> Row:
-    """An error in a case is its result, and the others are measured all the same."""
+    """An error in a case is its result, and the others are measured all the same; what lacks a package has none."""
     try:
         return kit.measure(case, device, effort)
+    except ImportError as error:
+        return Row(case, {}, unmeasured=kit.failed(error).wrong)
     except kit.FAILURES as error:
         return Row(case, {OURS: Measurement(OURS, None, kit.failed(error))})
 
@@ -163,7 +165,7 @@ def show(rows: Sequence[Row]) -> None:
         met = sum(line[-1] == "met" for line in targets)
         print(f"\nTargets: {met} of {len(targets)} met")
         report.show(["case", "target", "measured", ""], targets, left=2)
-    for line in (report.noise_line(rows), *report.wrong_lines(rows)):
+    for line in (report.noise_line(rows), *report.wrong_lines(rows), *report.unmeasured_lines(rows)):
         if line:
             print(f"\n{line}")
 

@@ -123,6 +123,7 @@ def _row(row: Row) -> dict[str, Any]:
         "bytes": case.bytes_moved,
         "flops": case.flops,
         "results": {name: _measurement(m) for name, m in row.measurements.items()},
+        "unmeasured": row.unmeasured,
         "ratios": {name: ratio for name, ratio in ratios.items() if name != COPY},
         "gb_per_s": _finite(row.gigabytes_per_second),
         "copy_share": ratios.get(COPY),
@@ -255,6 +256,10 @@ def noise_line(rows: Sequence[Row]) -> str:
 
 def wrong_lines(rows: Sequence[Row]) -> list[str]:
     return [f"WRONG: {row.case.id}: {m.name}: {m.verdict.wrong}" for row in rows for m in row.wrong]
+
+
+def unmeasured_lines(rows: Sequence[Row]) -> list[str]:
+    return [f"NOT MEASURED: {row.case.id}: {row.unmeasured}" for row in rows if row.unmeasured]
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[Line, list[Line]]:

@@ -139,6 +139,22 @@ def test_a_case_that_fails_is_wrong_and_the_next_is_measured(
     assert second["fastdiff"]["median_s"] > 0
 
 
+def test_a_case_that_lacks_a_package_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(*_: object) -> list[Contender]:
+        raise ModuleNotFoundError("No module named 'pywt'")
+
+    lacking = dataclasses.replace(a_case(), name="lacking", build=build)
+    monkeypatch.setattr(main, "all_cases", lambda: [lacking, a_case()])
+    assert run("--quick", "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")) == 0
+    why = "ModuleNotFoundError: No module named 'pywt'"
+    assert f"NOT MEASURED: linear_step/lacking/64/fp32: {why}" in capsys.readouterr().out
+    first, second = report.load(tmp_path / "r.json")["rows"]
+    assert (first["results"], first["unmeasured"], second["unmeasured"]) == ({}, why, None)
+    assert second["results"]["fastdiff"]["median_s"] > 0
+
+
 # ---- the cases -------------------------------------------------------------------------------------------------
 
 
