@@ -59,6 +59,7 @@ PYTHON = """\
 case "$*" in
   "-m pip "*" .") eval "${FAKE_build:-}" ;;
   "-m fastdiff.cli bench "*) eval "${FAKE_benchmarks:-}"; cp "$FAKES/benchmarks.json" "$logs/benchmarks.json" ;;
+  *"import DPMSolver"*) eval "${FAKE_wheels:-}" ;;
   *--junitxml*) eval "${FAKE_tests:-}"; cp "$FAKES/tests.xml" "$logs/tests.xml" ;;
   tools/*) exec "$REAL_PYTHON" "$@" ;;
 esac
@@ -161,6 +162,12 @@ def test_a_step_that_fails_or_hangs_stops_no_other(check: Check) -> None:
     found = {step["name"]: step["findings"] for step in report["steps"] if step["findings"]}
     assert found == {"racecheck": ["========= Error: Race reported between Write access and Read access"]}
     assert report["tests"] is None
+
+
+def test_wheels_that_lack_diffusers_are_seen(check: Check) -> None:
+    _, report = check("wheels", FAKE_wheels="echo 'No module named diffusers'; exit 1")
+    (step,) = report["steps"]
+    assert (step["outcome"], step["log"][-1]) == ("failed", "No module named diffusers")
 
 
 def test_a_sanitizer_that_runs_out_of_time_is_not_clean(check: Check) -> None:

@@ -13,9 +13,11 @@
 #   COMMIT        what is checked, where there is no git to ask
 #
 # It needs no network: python3 with torch, setuptools, pybind11, cmake, ninja and pytest, and nvcc; pytest-xdist if it
-# is there. What else the tests and benchmarks use (diffusers, rich, matplotlib) is taken from wheels in build/wheels:
+# is there. What else the tests and benchmarks use is taken from wheels in build/wheels. Nothing can be measured without
+# diffusers; without another of these packages its cases are not:
 #   pip download --no-deps --only-binary :all: --python-version 3.12 --dest build/wheels \
-#     diffusers==0.42.1 importlib_metadata rich matplotlib
+#     diffusers==0.42.1 importlib_metadata rich matplotlib \
+#     PyWavelets kornia==0.9.0 kornia_rs ptwt==1.0.1 pytorch_wavelets==1.3.0 six
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -71,7 +73,8 @@ install() {
 
 wheels() {
   local found=(build/wheels/*.whl)
-  if [ -e "${found[0]}" ]; then install "${found[@]}"; else echo "no wheels in build/wheels"; fi
+  if [ -e "${found[0]}" ]; then install "${found[@]}"; else echo "no wheels in build/wheels"; fi &&
+    "$PYTHON" -c "from diffusers import DPMSolverMultistepScheduler" # as the benchmarks do
 }
 
 build() {
