@@ -460,17 +460,37 @@ def event_time(call: Callable[[], object], repeats: int) -> float:
 
 
 def capture(call: Callable[[], object], repeats: int) -> torch.cuda.CUDAGraph:
-    """``repeats`` calls as one CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    """``repeats`` calls as one CUDA graph.
+
+    A capture that fails leaves torch's allocator in it, for good, and its stream the current one. Nearly all would fail
+    because a call waits for the device, so that is found out before.
+
+    Raises:
+        RuntimeError: a call waits for the device, or cannot be captured.
+    """
+    stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(stream)
+    with torch.cuda.stream(side), _waits_are_errors():
         call()
-    torch.cuda.current_stream().wait_stream(side)
+    stream.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            call()
+    try:
+        with torch.cuda.graph(graph):
+            for _ in range(repeats):
+                call()
+    finally:
+        torch.cuda.set_stream(stream)
     return graph
+
+
+@contextmanager
+def _waits_are_errors() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @torch.no_grad()

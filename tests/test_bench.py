@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,69 @@ def test_code_that_waits_for_the_device_is_timed_without_a_graph(
     clock = kit.make_clock(Contender("eager", doubled, lambda _: Verdict(0.0)), CUDA, kit.Effort())
     assert (clock.name, clock.cache, clock.block()) == ("CUDA events", "cold", 1.0)
     assert queued == ["sweep", "begin", "end"]
+
+
+class Stream:
+    def wait_stream(self, other: Stream) -> None: ...
+
+
+class Streams:
+    """In place of `torch.cuda`: the current stream, what is done about waits, and captures that end as torch's do."""
+
+    Stream, CUDAGraph = Stream, object
+
+    def __init__(self) -> None:
+        self.first = self.current = Stream()
+        self.mode: int | str = 0
+        self.captures = 0
+
+    def current_stream(self) -> Stream:
+        return self.current
+
+    def set_stream(self, stream: Stream) -> None:
+        self.current = stream
+
+    def get_sync_debug_mode(self) -> int | str:
+        return self.mode
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        self.mode = mode
+
+    @contextlib.contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph: object) -> Iterator[None]:
+        self.captures += 1
+        before, self.current = self.current, Stream()
+        yield  # an error leaves the stream as it is
+        self.current = before
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["that waits", "that cannot be captured"])
+def test_a_call_without_a_graph_leaves_the_stream_as_it_was(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = Streams()
+    monkeypatch.setattr(torch, "cuda", streams)
+
+    def call() -> None:
+        if streams.mode == "error" if waits else streams.captures:
+            raise RuntimeError(
+                "called a synchronizing CUDA operation" if waits else "operation not permitted"
+            )
+
+    with pytest.raises(RuntimeError):
+        kit.capture(call, 1)
+    assert (streams.current, streams.mode) == (streams.first, 0)
+    assert streams.captures == (0 if waits else 1)
+    kit.capture(lambda: None, 1)
+    assert (streams.current, streams.mode) == (streams.first, 0)
 
 
 def test_a_loop_is_reset_before_the_clock_starts(queued: list[str]) -> None:

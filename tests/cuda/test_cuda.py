@@ -192,14 +192,20 @@ def syncs_are_errors() -> Iterator[None]:
 
 
 def capture(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    """What waits for the device fails before the capture, which would leave the next tests in it."""
+    stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(stream)
     with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
+        work()  # the first call may have a table to copy to the device
+        with syncs_are_errors():
+            work()
+    stream.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    finally:
+        torch.cuda.set_stream(stream)
     return graph
 
 
