@@ -70,7 +70,11 @@ def run(args: argparse.Namespace) -> int:
         ceilings = kit.ceilings(device) if device.type == "cuda" else None
         effort = kit.QUICK if args.quick else kit.Effort()
         in_order = chosen if math.isinf(args.budget) else in_turns(chosen)
-        rows = sorted(measured(in_order, device, effort, args.budget), key=lambda row: place[row.case.id])
+        rows: list[Row] = []
+        for row in measured(in_order, device, effort, args.budget):
+            rows = sorted([*rows, row], key=lambda row: place[row.case.id])
+            if args.json:  # what was measured remains, if the run ends here
+                report.save(args.json, report.document(rows, device, ceilings))
         data = report.document(rows, device, ceilings)
         show(rows)
     if args.repro:

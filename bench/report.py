@@ -153,8 +153,11 @@ def _finite(value: float | None) -> float | None:
 
 
 def save(path: Path, data: dict[str, Any]) -> None:
+    """The whole document, or, if that is cut short, what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    part.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:

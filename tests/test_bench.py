@@ -480,6 +480,16 @@ def test_a_budget_goes_to_every_op_and_its_largest_cases(tiny: Path, monkeypatch
     assert [path.name for path in tiny.iterdir()] == ["r.json"]
 
 
+def test_a_run_that_is_cut_short_has_saved_its_rows(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> list[Contender]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "all_cases", lambda: [a_case(), dataclasses.replace(a_case(), build=stop)])
+    with pytest.raises(KeyboardInterrupt):
+        run("--quick", "--json", "r.json")
+    assert [row["id"] for row in report.load(tiny / "r.json")["rows"]] == ["linear_step/double/64/fp32"]
+
+
 def test_repro_command_runs_the_same_row(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--quick", "--threads", "1", "--repro") == 0
     command = next(line for line in capsys.readouterr().out.splitlines() if "fastdiff bench --case" in line)
