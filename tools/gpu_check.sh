@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds, checks and measures fastdiff on a machine with a GPU, in under 10 minutes, and writes one JSON report,
-# bench/results/h200/gpu-check.json, and a copy with the logs in $OUT if that is set: tools/gpu_check.sh [STEP...]
+# bench/results/h200/gpu-check.json, and a copy beside the logs in $OUT if that is set: tools/gpu_check.sh [STEP...]
 #
 # NOTE: this script has not run on hardware yet; only its shell logic has, on a machine without a GPU.
 #
 # Steps: machine wheels build tests benchmarks memcheck racecheck initcheck synccheck (default: all). They run in this
 # order; every one has its own time limit, and one that fails or runs too long does not keep the others from running.
-# What is left out keeps its place in the report, if that is of the same commit. Variables:
+# The report is written after each, so a run that is cut short has one. What is left out keeps its place in the report, if that is of the same commit. Variables:
 #   LIMIT_<step>  another limit than the one below, in seconds
 #   BENCH         more arguments of `fastdiff bench`, e.g. "--op linear_step"
 #   COMMIT        what is checked, where there is no git to ask
@@ -33,7 +33,7 @@ PYTHON=${PYTHON:-python3}
 RESULTS=${RESULTS:-bench/results/h200}
 work=${WORK:-$PWD/build/gpu-check}
 site=$work/site
-logs=$work/logs
+logs=${OUT:-$work}/logs
 
 for name in "$@"; do
   if [ -z "${limits[$name]:-}" ]; then
@@ -53,10 +53,12 @@ export PYTHONPATH=$site PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # step NAME: runs the function of that name with its output in NAME.log, and notes how it ended. The shell in between is
 # there because `timeout` knows programs only.
 step() {
-  local name=$1 began=$SECONDS status limit=LIMIT_$1
+  local name=$1 began=$SECONDS status limit=LIMIT_$1 signal=TERM grace=5
   limit=${!limit:-${limits[$name]}}
+  # pytest then writes what it has, after up to 10 seconds for its processes. What runs in the background ignores INT.
+  if [ "$name" = tests ]; then signal=INT grace=12; fi
   printf '=== %s (at most %s s)\n' "$name" "$limit"
-  timeout --kill-after=5 "$limit" bash -c '"$@"' _ "$name" "$limit" >"$logs/$name.log" 2>&1
+  timeout --signal="$signal" --kill-after="$grace" "$limit" bash -c '"$@"' _ "$name" "$limit" >"$logs/$name.log" 2>&1
   status=$?
   printf '%s\t%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - began))" "$limit" >>"$logs/steps.tsv"
   tail -n 3 "$logs/$name.log"
@@ -111,22 +113,28 @@ synccheck() { sanitize synccheck; }
 
 export -f install sanitize "${steps[@]}"
 
+report() {
+  "$PYTHON" tools/gpu_report.py "$logs" "$RESULTS/gpu-check.json" "${COMMIT:-}"
+  status=$?
+  if [ -n "${OUT:-}" ]; then cp "$RESULTS/gpu-check.json" "$OUT/"; fi
+}
+
+at_work=0
 for name in "${steps[@]}"; do
   case " ${*:-${steps[*]}} " in
     *" $name "*) ;;
     *) continue ;;
   esac
   case $name in
-    *check) step "$name" & ;; # they come last and measure nothing: four processes may share the GPU
-    *) step "$name" ;;
+    *check) step "$name" & at_work=$((at_work + 1)) ;; # last, as they measure nothing: four may share the GPU
+    *)
+      step "$name"
+      report
+      ;;
   esac
 done
-wait
-
-"$PYTHON" tools/gpu_report.py "$logs" "$RESULTS/gpu-check.json" "${COMMIT:-}"
-status=$?
-if [ -n "${OUT:-}" ]; then
-  cp "$RESULTS/gpu-check.json" "$OUT/"
-  tar -czf "$OUT/logs.tar.gz" -C "$logs" .
-fi
+for ((; at_work > 0; at_work--)); do
+  wait -n
+  report
+done
 exit "$status"
