@@ -120,7 +120,9 @@ class Case:
 
 FAILURES = (
     AssertionError,
+    AttributeError,
     ImportError,
+    OSError,
     RuntimeError,
     TypeError,
     ValueError,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from fastdiff import int4_linear, int8_linear, int8_weight_linear, pack_weight
 from fastdiff.bench.int8_linear import near
-from fastdiff.bench.kit import OURS, Case, Contender, Target
+from fastdiff.bench.kit import FAILURES, OURS, Case, Contender, Target
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -30,6 +30,7 @@ WEIGHTS = (SMALL, (4608, 1152), (4096, 4096))  # [N, K]
 ROWS = (1, 16, 256, 1024)
 DTYPES = (torch.float32, torch.bfloat16)
 KINDS = {"int8": "weight of int8", "int8_both": "both of int8", "int4": "weight of 4 bits"}
+BITS = {"int8": 8, "int8_both": 8, "int4": 4}
 ERROR = {"int8": 0.02, "int8_both": 0.03, "int4": 0.15}  # relative, of the product as a whole
 
 
@@ -47,6 +48,7 @@ def cases() -> list[Case]:
             targets=()
             if shape == SMALL
             else tuple(Target(name, factor=1.0) for name in (TORCHAO, QUANTO, BITSANDBYTES)),
+            moves=math.prod(shape) * BITS[kind] // 8 + m * sum(shape) * dtype.itemsize,
             flops=2 * m * math.prod(shape),
         )
         for shape in WEIGHTS
@@ -100,7 +102,7 @@ def _libraries(kind: str, weight: Tensor) -> Iterator[tuple[str, nn.Module]]:
         (QUANTO, "optimum.quanto", _quanto),
         (BITSANDBYTES, "bitsandbytes", _bitsandbytes),
     ):
-        with contextlib.suppress(ModuleNotFoundError):
+        with contextlib.suppress(*FAILURES):
             if importlib.util.find_spec(package) and (made := make(kind, _layer(weight.clone()))) is not None:
                 yield name, made
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from fastdiff.bench import block_sparse_attention, kit, linear_step, main, report
+from fastdiff.bench import block_sparse_attention, kit, linear_step, main, report, weight_linear_libraries
 from fastdiff.bench import block_sparse_attention_flexdit as flexdit
 from fastdiff.bench.kit import Call, Case, Contender, Measurement, Row, Target, Verdict
 
@@ -231,6 +231,17 @@ def test_a_loop_starts_again_after_reset() -> None:
             continue
         with torch.no_grad():
             assert [kit.verify(contender).wrong for _ in range(2)] == [None, None]
+
+
+@pytest.mark.parametrize("error", [ImportError, AttributeError, OSError, RuntimeError, NotImplementedError])
+def test_a_library_that_fails_is_left_out(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise error("no such layer")
+
+    monkeypatch.setattr(weight_linear_libraries.importlib.util, "find_spec", lambda package: package)
+    for make in ("_torchao", "_quanto", "_bitsandbytes"):
+        monkeypatch.setattr(weight_linear_libraries, make, refuse)
+    assert list(weight_linear_libraries._libraries("int8", torch.ones(2, 2))) == []
 
 
 # ---- a GPU's clocks, without one -------------------------------------------------------------------------------
