@@ -501,6 +501,19 @@ def test_a_run_that_is_cut_short_has_saved_its_rows(tiny: Path, monkeypatch: pyt
     assert [row["id"] for row in report.load(tiny / "r.json")["rows"]] == ["linear_step/double/64/fp32"]
 
 
+def test_a_budget_begins_with_what_a_gpu_is_for() -> None:
+    """Products of many rows in half precision; what other libraries are asked for comes last."""
+    first: dict[str, list[str]] = {}
+    for case in main.in_turns(main.all_cases()):
+        first.setdefault(case.op, []).append(f"{case.name}/{kit.DTYPE_NAMES[case.dtype]}")
+    assert set(first["int8_linear"][:2]) == {"gelu_4096/bf16", "products_4096/bf16"}
+    assert first["weight_linear"][0] == "e4m3_4096/bf16"
+    assert first["block_sparse_attention"][0].endswith("/bf16")
+    others = [name.startswith("libraries_") for name in first["weight_linear"]]
+    assert others == sorted(others)
+    assert others[-1]
+
+
 def test_repro_command_runs_the_same_row(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--quick", "--threads", "1", "--repro") == 0
     command = next(line for line in capsys.readouterr().out.splitlines() if "fastdiff bench --case" in line)
