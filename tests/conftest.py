@@ -10,6 +10,17 @@ import torch
 from tests.kit.alone import alone
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--first", action="append", default=[], metavar="WORD", help="run tests with it in their names first"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    words = config.getoption("first")
+    items.sort(key=lambda item: not any(word in item.nodeid for word in words))
+
+
 @pytest.fixture(autouse=True)
 def _few_threads() -> None:
     """Two threads, whatever the machine has: what a test proves must not depend on it."""

@@ -168,6 +168,34 @@ def test_a_step_that_fails_or_hangs_stops_no_other(check: Check) -> None:
     assert report["tests"] is None
 
 
+@pytest.mark.parametrize("chosen", ["", "dwt or idwt"])
+def test_sanitizers_run_what_they_are_asked_for(check: Check, chosen: str) -> None:
+    _, report = check("memcheck", FAKE_memcheck='echo "$*"', SANITIZE=chosen)
+    expected = chosen or "wgmma or test_equals_the_reference"
+    assert f"-k ({expected}) and cuda" in "\n".join(report["steps"][0]["log"])
+
+
+def test_what_is_to_come_first_does() -> None:
+    options = (
+        "-q -p no:cacheprovider --collect-only tests/test_gpu_check.py tests/quant/test_int8_linear_wgmma.py"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options.split(),
+        "--first",
+        "wgmma",
+        "--first",
+        "unknown_step",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    names = [line for line in done.stdout.splitlines() if "::" in line]
+    is_first = ["wgmma" in name or "unknown_step" in name for name in names]
+    assert is_first == sorted(is_first, reverse=True)
+    assert 1 < sum(is_first) < len(names)
+
+
 def test_a_run_that_is_cut_short_has_reported_what_it_did(check: Check, tmp_path: Path) -> None:
     seen = 'cp "$OUT/gpu-check.json" "$FAKES/seen.json"'
     check("machine", "build", "tests", "benchmarks", FAKE_benchmarks=seen)

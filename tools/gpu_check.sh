@@ -9,6 +9,7 @@
 # order; every one has its own time limit, and one that fails or runs too long does not keep the others from running.
 # The report is written after each, so a run that is cut short has one. What is left out keeps its place in the report, if that is of the same commit. Variables:
 #   LIMIT_<step>  another limit than the one below, in seconds
+#   SANITIZE      which tests the sanitizers run, as pytest's -k, e.g. "test_equals_the_reference and dwt"
 #   BENCH         more arguments of `fastdiff bench`, e.g. "--op linear_step"
 #   COMMIT        what is checked, where there is no git to ask
 #
@@ -101,9 +102,11 @@ benchmarks() {
 }
 
 # Memory that torch caches hides accesses out of bounds from the tool, and its own probing calls are no errors of ours.
+# There is not enough time for all cases, so those of wgmma and then of the same ops come first.
 sanitize() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --report-api-errors no --error-exitcode 9 \
-    "$PYTHON" -m pytest -v -p no:cacheprovider -k "(wgmma or test_equals_the_reference) and cuda" \
+    "$PYTHON" -m pytest -v -p no:cacheprovider --first int8_linear --first weight_linear \
+    -k "(${SANITIZE:-wgmma or test_equals_the_reference}) and cuda" \
     tests/quant/test_int8_linear_wgmma.py tests/test_contract.py
 }
 memcheck() { sanitize memcheck; }
