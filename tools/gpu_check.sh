@@ -7,7 +7,8 @@
 #
 # Steps: machine wheels build tests benchmarks memcheck racecheck initcheck synccheck (default: all). They run in this
 # order; every one has its own time limit, and one that fails or runs too long does not keep the others from running.
-# The report is written after each, so a run that is cut short has one. What is left out keeps its place in the report, if that is of the same commit. Variables:
+# The report is written after each, so that a run that is cut short has one. What is left out keeps its place in the
+# report, if that is of the same commit. Variables:
 #   LIMIT_<step>  another limit than the one below, in seconds
 #   SANITIZE      which tests the sanitizers run, as pytest's -k, e.g. "test_equals_the_reference and dwt"
 #   BENCH         more arguments of `fastdiff bench`, e.g. "--op linear_step"
@@ -19,6 +20,12 @@
 #   pip download --no-deps --only-binary :all: --python-version 3.12 --dest build/wheels \
 #     diffusers==0.42.1 importlib_metadata rich matplotlib \
 #     PyWavelets kornia==0.9.0 kornia_rs ptwt==1.0.1 pytorch_wavelets==1.3.0 six
+#
+# On a machine that has a copy of the sources and from which only a folder comes back, name that folder OUT, and:
+#   - send build/wheels too, which git ignores;
+#   - without .git set COMMIT to what `git rev-parse --short HEAD` says: results of an unknown commit are never merged;
+#   - afterwards put gpu-check.json into bench/results/h200 here, so that it goes along and the next run, of other steps
+#     of the same commit, is merged into it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
