@@ -138,6 +138,7 @@ def test_a_case_that_fails_is_wrong_and_the_next_is_measured(
     assert first["fastdiff"]["wrong"] == "NotImplementedError: not on this device"
     assert second["eager"]["wrong"] == "RuntimeError: no kernel"
     assert second["fastdiff"]["median_s"] > 0
+    assert run("--quick", "--case", "*/double/*") == 0  # what a peer refuses is no failure of ours
 
 
 def test_a_case_that_lacks_a_package_is_not_measured(
