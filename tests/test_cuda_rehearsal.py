@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fastdiff._case import Case
@@ -134,3 +135,16 @@ def test_inputs_that_come_too_late_are_seen(op: Op, case: Case, monkeypatch: pyt
     monkeypatch.setattr(Tensor, "copy_", lambda slot, value: slot)
     with pytest.raises((AssertionError, RuntimeError, ValueError)):
         play.test_runs_on_the_current_stream(op, case)
+
+
+def test_tensors_are_where_a_gpu_s_would_be() -> None:
+    here, there = torch.ones(3), torch.ones(3, device="cuda")
+    assert here.to(there).is_cuda
+    assert not there.to(here).is_cuda
+    assert not here.copy_(there).is_cuda
+    assert not here.is_cuda
+    assert there.copy_(here).is_cuda
+    assert there.cpu().numpy().tolist() == [1, 1, 1]
+    for read in (Tensor.numpy, np.asarray):
+        with pytest.raises(TypeError, match="can't convert cuda:0"):
+            read(there)

@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("cuda", 0)
 CPU = torch.device("cpu")
-# Operands on both sides are what these are for.
+# Operands on both sides are what these are for; the result is where the first is.
 CROSSING = {Tensor.copy_, Tensor.__setitem__, Tensor.__getitem__, Tensor.index_put_}
+
+READ_BY_NUMPY = {Tensor.numpy, Tensor.__array__}
 
 
 class MixedDevicesError(RuntimeError):
@@ -27,11 +29,13 @@ class Elsewhere(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        here = DEVICE if any(map(is_elsewhere, tensors)) else CPU
+        here = DEVICE if any(map(is_elsewhere, tensors[:1] if func in CROSSING else tensors)) else CPU
         if func == Tensor.device.__get__:
             return here
         if func == Tensor.is_cuda.__get__:
             return here == DEVICE
+        if func in READ_BY_NUMPY and here == DEVICE:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
         if func is Tensor.to:
             return moved(*args, **kwargs)
         if func is Tensor.cpu or func is Tensor.cuda:
@@ -61,7 +65,7 @@ def marked(results: Any, device: torch.device) -> Any:
 def moved(t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``t.to(...)``: a copy, if it goes to the other side."""
     if args and isinstance(args[0], Tensor):
-        args = (args[0].device, args[0].dtype, *args[1:])
+        args = (DEVICE if is_elsewhere(args[0]) else CPU, args[0].dtype, *args[1:])
     copy = kwargs.pop("copy", False)
     device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
     options = {} if layout is None else {"memory_format": layout}
