@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"\nSince {args.compare} of {old['date']}:  {report.header(old['environment'])}")
         report.show(*report.compare(old, data), left=2)
     save(args, rows, data, device)
+    if rows and all(row.unmeasured for row in rows):
+        return 2
     return 1 if any(m.rival is None for row in rows for m in row.wrong) else 0
 
 

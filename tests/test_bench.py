@@ -155,6 +155,7 @@ def test_a_case_that_lacks_a_package_is_not_measured(
     first, second = report.load(tmp_path / "r.json")["rows"]
     assert (first["results"], first["unmeasured"], second["unmeasured"]) == ({}, why, None)
     assert second["results"]["fastdiff"]["median_s"] > 0
+    assert run("--quick", "--case", "*/lacking/*") == 2
 
 
 # ---- the cases -------------------------------------------------------------------------------------------------
