@@ -9,7 +9,7 @@
 //   well:
 //          x = s[m] q, where s[m] is given or max |x| / 448, and the sums are those of q, times s[m]
 //
-// x is widened to float32 and so are all products and sums: fma in the order of k over a group, or 512
+// x is widened to float32 and so are all products and sums: fma in the order of k over a group, or 256
 // elements, and over those sums in theirs. So a row's bits depend on no other row, on no instruction set and
 // on no thread count. With the tiles of AMX x stays bfloat16, w is rounded to it (exact but for int4), and
 // the order is theirs. Rows that are rounded to e4m3 are multiplied so whatever x was.
@@ -41,7 +41,7 @@ FASTDIFF_HD constexpr int words_of_eight(Scheme scheme) {
 inline constexpr int kEight = 8;
 inline constexpr int kWordRow = 4 * quant::kPanel;  // bytes
 
-inline constexpr int kBlock = 512;                 // elements along K that are added up by themselves
+inline constexpr int kBlock = 256;                 // elements along K that are added up by themselves
 inline constexpr int kBlockStride = kBlock + 16;   // their floats in memory: rows do not share cache sets
 inline constexpr int64_t kRowUnit = 4;             // rows that are widened together
 inline constexpr int64_t kTilesBytes = 772 << 10;  // of what a thread of AMX has: weights and sums
@@ -73,7 +73,7 @@ struct Params {
   int64_t panel_bytes = 0;
   // Scratch memory.
   float* row_scale = nullptr;  // s [M], if rows are rounded; the epilogue's
-  // x as [ceil(K / 512)][M][528], the ends of rows filled up with zeros to 8; or, for tiles of AMX and on
+  // x as [ceil(K / 256)][M][272], the ends of rows filled up with zeros to 8; or, for tiles of AMX and on
   // CUDA, as [M / 16][K / 32][16][32] of 16 bits, on CUDA also of float32 or e4m3, filled up with zeros
   // to 64.
   float* blocks = nullptr;

@@ -109,7 +109,7 @@ class Many {
  private:
   struct Factors {
     const float* x;
-    const float* w;        // [panels][512][16]
+    const float* w;        // [panels][kBlock][16]
     int64_t depth, first;  // elements, of which the first is that of the layer
     int64_t slot;
   };

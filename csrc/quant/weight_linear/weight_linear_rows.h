@@ -158,8 +158,8 @@ void with_scheme(const Params& p, const Body& body) {
 
 // Rows [first, first + rows) by panels [begin, end): a block along K of the rows stays in the second-level
 // cache while some pairs of panels pass, whose decoded weights stay in the first. Kernel::add_block(first,
-// rows, panel, panels, k, sums) adds the products of elements [k, k + 512) to sums[rows][32], or, from k = 0,
-// sets them.
+// rows, panel, panels, k, sums) adds the products of elements [k, k + kBlock) to sums[rows][32], or, from k =
+// 0, sets them.
 template <class Kernel>
 class Passes {
   static constexpr int kPairs = 8;
@@ -174,10 +174,12 @@ class Passes {
         each_pair(begin, last, [&](int64_t panel, int panels, float* sums) {
           kernel_.add_block(first, rows, panel, panels, k, sums);
         });
-      each_pair(begin, last, [&](int64_t panel, int panels, const float* sums) {
-        for (int64_t r = 0; r < rows; ++r, sums += kSumsRow)
+      // Row by row: the pages of y are many.
+      for (int64_t r = 0; r < rows; ++r)
+        each_pair(begin, last, [&](int64_t panel, int panels, const float* sums) {
+          sums += r * kSumsRow;
           panels == kPair ? pair_(first + r, panel * kPanel, sums) : single_(first + r, panel * kPanel, sums);
-      });
+        });
     }
   }
 
