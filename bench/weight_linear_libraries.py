@@ -138,15 +138,16 @@ def _quanto(kind: str, layer: nn.Linear) -> nn.Module | None:
     return model
 
 
-def _bitsandbytes(kind: str, layer: nn.Linear) -> nn.Module:
+def _bitsandbytes(kind: str, layer: nn.Linear) -> nn.Module | None:
     import bitsandbytes
 
     n, k, weight = layer.out_features, layer.in_features, layer.weight
+    if kind == "int8":  # its layers of int8 round activations as well
+        return None
+    made: nn.Module
     if kind == "int4":
         made = bitsandbytes.nn.Linear4bit(k, n, bias=False, compute_dtype=weight.dtype, quant_type="nf4")
-    else:  # without a threshold for outliers activations are rounded, too
-        made = bitsandbytes.nn.Linear8bitLt(
-            k, n, bias=False, has_fp16_weights=False, threshold=6.0 if kind == "int8" else 0.0
-        )
+    else:
+        made = bitsandbytes.nn.Linear8bitLt(k, n, bias=False, has_fp16_weights=False, threshold=0.0)
     made.load_state_dict({"weight": weight})
     return made.to(weight.device).eval()
