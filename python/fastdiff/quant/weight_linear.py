@@ -198,12 +198,13 @@ def reference(
 def tolerance(
     x: Tensor, packed: PackedWeight, bias: Tensor | None = None, **options: Any
 ) -> dict[str, float]:
-    """float32; where the tiles of AMX multiply, weights of int4 are rounded to bfloat16."""
+    """float32; where the tiles of AMX multiply, weights of int4 are rounded to bfloat16: of a value and of its gate."""
     is_rounded = packed.scheme == "int4" and x.dtype == torch.bfloat16
+    terms = (2 if packed.gated else 1) * 2**16 if is_rounded else 16
     if x.dtype == torch.float8_e4m3fn:
         q, scale = rounded(x, options["x_scale"])
         x = (q * scale).view(x.shape)
-    return {"scale": magnitude(x, packed, bias, **options), "terms": 2**16 if is_rounded else 16}
+    return {"scale": magnitude(x, packed, bias, **options), "terms": terms}
 
 
 def uses_tiles(x: Tensor, *_: Any, round_x: bool = False, **__: Any) -> bool:
